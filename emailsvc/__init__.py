@@ -1,0 +1,1 @@
+"""Email Notification Deduplication Service: one id, one e-mail."""

@@ -1,0 +1,19 @@
+"""Time as the service's own process sees it. Leases and due times are decided by the database's clock (see models.py)."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+monotonic = time.monotonic
+
+
+def utcnow() -> datetime:
+    return datetime.now(UTC)
+
+
+def isoformat(moment: datetime | None) -> str | None:
+    """RFC 3339 in UTC with a ``Z``, as every answer and log line carries it."""
+    if moment is None:
+        return None
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

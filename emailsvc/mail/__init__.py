@@ -1,0 +1,70 @@
+"""One e-mail, what became of it, and the interface that every transport keeps."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    filename: str
+    content_type: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """What goes on the wire: one recipient, on purpose (a partly refused message has no honest status)."""
+
+    email_id: str
+    message_id: str
+    sender: str
+    recipient: str
+    subject: str
+    body: str
+    html: str | None = None
+    reply_to: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    attachments: Sequence[Attachment] = ()
+
+
+class Outcome(enum.StrEnum):
+    """What one conversation with the mail server came to; see README, "What a reply means"."""
+
+    SENT = "sent"
+    DEFERRED = "deferred"
+    REJECTED = "rejected"
+    OUTAGE = "outage"
+    UNCERTAIN = "uncertain"
+    CUT = "cut"  # our own shutdown, before the final dot: nothing happened
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    outcome: Outcome
+    text: str
+    code: int | None = None
+    enhanced: str | None = None  # RFC 3463, e.g. "4.7.1"
+
+
+class Transport(Protocol):
+    """Takes one mail at a time. Used by one thread; only ``stop`` may be called from another one.
+
+    ``send`` never raises: whatever happens is a Result, because only the transport knows on which side of the final
+    dot it happened. ``timeout`` bounds the conversation up to the dot in seconds, in total; ``reply_timeout`` the wait
+    for the reply to the dot. ``before_dot`` is asked immediately before the dot is sent: False means that the time is
+    up, and the conversation is cut there.
+    """
+
+    def send(
+        self, mail: Mail, *, timeout: float, reply_timeout: float, before_dot: Callable[[], bool] = lambda: True
+    ) -> Result: ...
+
+    def stop(self, grace: float) -> None:
+        """Shut down: cut a conversation that is before its dot; give one after it ``grace`` seconds more."""
+
+    def close(self) -> None:
+        """Let go of any kept connection. Trouble while doing so is logged, never raised."""
