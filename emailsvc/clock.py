@@ -1,4 +1,4 @@
-"""Time as the service's own process sees it. Leases and due times are decided by the database's clock (see models.py)."""
+"""Time as this process sees it. Leases and due times are decided by the database's clock (see models.py)."""
 
 from __future__ import annotations
 

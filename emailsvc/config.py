@@ -63,9 +63,16 @@ def _choice(*allowed: str) -> Callable[[str], str]:
 
 
 def _flag(text: str) -> bool:
-    value = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}.get(
-        text.lower()
-    )
+    value = {
+        "1": True,
+        "true": True,
+        "yes": True,
+        "on": True,
+        "0": False,
+        "false": False,
+        "no": False,
+        "off": False,
+    }.get(text.lower())
     if value is None:
         raise _Bad("1 or 0")
     return value
@@ -88,7 +95,9 @@ def _secret_list(text: str) -> tuple[str, ...]:
         try:
             decode_secret(secret)
         except ValueError as exc:
-            raise _Bad("secrets as `flask secret` makes them (whsec_ and base64), separated by blanks or commas") from exc
+            raise _Bad(
+                "secrets as `flask secret` makes them (whsec_ and base64), separated by blanks or commas"
+            ) from exc
     return secrets
 
 
@@ -265,9 +274,13 @@ def _check_together(config: Config, *, on_dyno: bool) -> None:
             "the sum of SMTP_TIMEOUT_SECONDS and SMTP_REPLY_TIMEOUT_SECONDS, because a lease must cover one conversation."
         )
     if on_dyno and config.is_sqlite:
-        raise ConfigurationError("DATABASE_URL is not set: on a dyno a SQLite file is thrown away at each restart; add PostgreSQL.")
+        raise ConfigurationError(
+            "DATABASE_URL is not set: on a dyno a SQLite file is thrown away at each restart; add PostgreSQL."
+        )
     if on_dyno and config.smtp_url is None:
-        raise ConfigurationError("SMTP_URL is not set: on a dyno mails written to files are thrown away at each restart.")
+        raise ConfigurationError(
+            "SMTP_URL is not set: on a dyno mails written to files are thrown away at each restart."
+        )
 
 
 def from_environment(instance: Path, dotenv: Path | None = None) -> Config:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 class ConfigurationError(Exception):
-    """An environment variable is wrong. The text is one line for the operator; nothing in the service catches it and goes on."""
+    """An environment variable is wrong: one line for the operator. Nothing catches it and goes on."""
 
 
 class ServiceError(Exception):
-    """Something a client can be told: an HTTP status, a stable code, a sentence, and the field at fault if there is one."""
+    """Something a client can be told: an HTTP status, a stable code, a sentence, and the field at fault if any."""
 
     def __init__(self, status: int, code: str, detail: str, field: str | None = None) -> None:
         super().__init__(detail)

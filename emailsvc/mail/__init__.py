@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from emailsvc.outcome import Outcome, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +32,6 @@ class Mail:
     attachments: Sequence[Attachment] = ()
 
 
-class Outcome(enum.StrEnum):
-    """What one conversation with the mail server came to; see README, "What a reply means"."""
-
-    SENT = "sent"
-    DEFERRED = "deferred"
-    REJECTED = "rejected"
-    OUTAGE = "outage"
-    UNCERTAIN = "uncertain"
-    CUT = "cut"  # our own shutdown, before the final dot: nothing happened
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    outcome: Outcome
-    text: str
-    code: int | None = None
-    enhanced: str | None = None  # RFC 3463, e.g. "4.7.1"
-
-
 class Transport(Protocol):
     """Takes one mail at a time. Used by one thread; only ``stop`` may be called from another one.
 
@@ -68,3 +50,6 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Let go of any kept connection. Trouble while doing so is logged, never raised."""
+
+
+__all__ = ["Attachment", "Mail", "Outcome", "Result", "Transport"]

@@ -1,0 +1,133 @@
+"""Rules for the texts that end up in a header or an envelope: one source for the checks and for the published patterns.
+
+Everything is refused rather than altered: a changed address is another recipient, a changed header another message.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from emailsvc.errors import InvalidPayload
+
+LONGEST_ADDRESS = 254  # octets, RFC 5321 §4.5.3.1.3 less the angle brackets
+LONGEST_LOCAL_PART = 64  # octets, RFC 5321 §4.5.3.1.1
+
+# No control characters (C0, DEL, C1) and no Unicode line ends: nothing that a header field could break at.
+ONE_LINE = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"
+NO_NUL = r"^[^\u0000]*$"
+FILENAME = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029/\\]+$"
+
+_ATEXT = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~\-"
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?"
+LOCAL_PART = rf"(?=[^@]{{1,{LONGEST_LOCAL_PART}}}@)[{_ATEXT}]+(?:\.[{_ATEXT}]+)*"
+DOMAIN = rf"{_LABEL}(?:\.{_LABEL})*"
+ADDRESS = rf"^{LOCAL_PART}@{DOMAIN}$"
+HEADER_NAME = r"^[A-Za-z0-9!#$%&'*+\-.^_`|~]+$"
+
+_TYPE_NAME = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+\-]{0,126}"  # RFC 6838 §4.2
+_WORD = r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+"
+_PARAMETER = rf'; ?{_WORD}=(?:{_WORD}|"[ !#-\[\]-~]*")'
+_COMPOSITE = r"(?![Mm][Uu][Ll][Tt][Ii][Pp][Aa][Rr][Tt]/|[Mm][Ee][Ss][Ss][Aa][Gg][Ee]/)"
+CONTENT_TYPE = rf"^{_COMPOSITE}{_TYPE_NAME}/{_TYPE_NAME}(?:{_PARAMETER})*$"
+
+FORBIDDEN_HEADERS = (
+    *("from", "to", "cc", "bcc", "sender", "reply-to", "subject", "date", "message-id", "mime-version"),
+    *("received", "return-path", "delivered-to", "authentication-results", "auto-submitted"),
+    *("dkim-signature", "domainkey-signature"),
+)  # fmt: skip
+FORBIDDEN_PREFIXES = ("content-", "resent-", "arc-")
+
+is_one_line = re.compile(ONE_LINE).fullmatch
+_filename = re.compile(FILENAME).fullmatch
+_ascii_address = re.compile(ADDRESS).fullmatch
+_ascii_domain = re.compile(DOMAIN).fullmatch
+_unicode_local = re.compile(rf"[{_ATEXT}\u00a1-\U0010ffff]+(?:\.[{_ATEXT}\u00a1-\U0010ffff]+)*").fullmatch
+_header_name = re.compile(HEADER_NAME).fullmatch
+_content_type = re.compile(CONTENT_TYPE).fullmatch
+
+
+def one_line(text: str, field: str) -> None:
+    if not is_one_line(text):
+        raise _invalid(field, "may not contain control characters or line breaks")
+
+
+def no_nul(text: str, field: str) -> None:
+    if "\0" in text:
+        raise _invalid(field, "may not contain NUL characters")
+
+
+def address(text: str, field: str) -> None:
+    """One bare address. A non-ASCII domain must survive IDNA unchanged; a non-ASCII local part needs SMTPUTF8 later."""
+    if _ascii_address(text) and len(text) <= LONGEST_ADDRESS:
+        return
+    _explain_address(text, field)
+
+
+def _explain_address(text: str, field: str) -> None:
+    one_line(text, field)
+    if "<" in text or ">" in text:
+        raise _invalid(field, "is a bare address such as ada@example.com, without a display name or angle brackets")
+    if any(mark in text for mark in ",; ") or text.count("@") > 1:
+        raise _invalid(field, "is exactly one address; send one e-mail to each recipient")
+    local, _, domain = text.partition("@")
+    if not local or not domain:
+        raise _invalid(field, "needs a local part, an @ and a domain, such as ada@example.com")
+    if not _unicode_local(local) or any(ch.isspace() for ch in local):
+        raise _invalid(field, "has a local part that is not a plain name such as ada or ada.lovelace+news")
+    wire_domain = _to_ascii(domain)
+    if wire_domain is None:
+        raise _invalid(field, "has a domain that is not a host name, or that IDNA does not keep as it is")
+    octets = len(local.encode())
+    if octets > LONGEST_LOCAL_PART or octets + 1 + len(wire_domain) > LONGEST_ADDRESS:
+        raise _invalid(
+            field, f"is too long: at most {LONGEST_LOCAL_PART} octets before the @ and {LONGEST_ADDRESS} in all"
+        )
+
+
+def _to_ascii(domain: str) -> str | None:
+    """The domain's A-labels. None where IDNA 2003 leads to another name (ß becomes ss, full-width dots, joiners)."""
+    if domain.isascii():
+        return domain if _ascii_domain(domain) else None
+    try:
+        encoded = domain.encode("idna").decode("ascii")
+        back = encoded.encode("ascii").decode("idna")
+    except UnicodeError:
+        return None
+    same = back.lower() == unicodedata.normalize("NFC", domain).lower()
+    return encoded if same and _ascii_domain(encoded) else None
+
+
+def address_in(text: str, domains: frozenset[str], field: str) -> None:
+    """Also that its domain is one of ``domains`` (lower case); a domain may be written in Unicode or as A-labels."""
+    address(text, field)
+    domain = text.rpartition("@")[2].lower()
+    if domain not in domains and _to_ascii(domain) not in {_to_ascii(one) for one in domains}:
+        raise _invalid(field, "is not in the domains of MAIL_FROM and MAIL_FROM_DOMAINS")
+
+
+def header(name: str, value: str, idempotency_header: str | None) -> None:
+    field = f"headers.{name}"
+    if not _header_name(name):
+        raise _invalid(field, "is not a header name: letters, digits and hyphens, without blanks or a colon")
+    lower = name.lower()
+    ours = lower in FORBIDDEN_HEADERS or lower.startswith(FORBIDDEN_PREFIXES)
+    if ours or (idempotency_header and lower == idempotency_header.lower()):
+        raise _invalid(field, "is set by this service and may not be given")
+    one_line(value, field)
+
+
+def filename(text: str, field: str) -> None:
+    if not _filename(text):
+        raise _invalid(field, "is a file's bare name, without slashes, backslashes or control characters")
+
+
+def content_type(text: str, field: str) -> None:
+    if not _content_type(text):
+        raise _invalid(
+            field, "is a media type such as application/pdf; multipart and message types may not be attached"
+        )
+
+
+def _invalid(field: str, rule: str) -> InvalidPayload:
+    return InvalidPayload("invalid_field", f"{field} {rule}.", field)

@@ -1,0 +1,117 @@
+"""The application factory: the only module that knows all the others."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flask import Flask
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
+
+from emailsvc import cli, log, outbox, queue, schema, tasks, web
+from emailsvc.config import Config, from_environment
+from emailsvc.errors import ConfigurationError
+from emailsvc.extensions import db, engine_options, migrate, prepare_sqlite
+from emailsvc.locks import LocalLocks, RedisLocks
+from emailsvc.mail import Transport
+from emailsvc.mail.files import FileTransport
+from emailsvc.mail.smtp import SmtpTransport
+
+INSTANCE = Path(__file__).parent.parent / "instance"
+
+logger = logging.getLogger("emailsvc")
+
+
+def create_app(config: Config | None = None) -> Flask:
+    """Build the application. Raises ConfigurationError; touches neither database nor network."""
+    config = config or from_environment(INSTANCE)
+    config.instance.mkdir(parents=True, exist_ok=True)
+    app = Flask("emailsvc", instance_path=str(config.instance))
+    app.config.update(
+        SQLALCHEMY_DATABASE_URI=config.database_url,
+        SQLALCHEMY_ENGINE_OPTIONS=engine_options(config),
+        MAX_CONTENT_LENGTH=config.max_request_bytes,
+    )
+    db.init_app(app)
+    migrate.init_app(app, db, directory=str(schema.MIGRATIONS))
+    with app.app_context():
+        engine = db.engine
+    if config.is_sqlite:
+        prepare_sqlite(engine)
+    _dispose_after_fork(engine)
+    huey = queue.build(config)
+    client = queue.redis_client(huey)
+    locks = RedisLocks(client) if client is not None else LocalLocks()
+    app.extensions["huey"] = huey
+    app.extensions["emailsvc"] = tasks.register(huey, config, engine, locks, transport_maker(config))
+    web.register(app)
+    cli.register(app)
+    return app
+
+
+def transport_maker(config: Config) -> Callable[[], Transport]:
+    server = config.smtp_url
+    if server is None:
+        folder = config.instance / "outbox"
+        return lambda: FileTransport(folder, idempotency_header=config.idempotency_header)
+    return lambda: SmtpTransport(server, idempotency_header=config.idempotency_header)
+
+
+def _dispose_after_fork(engine: Engine) -> None:
+    # A connection that two processes use gives each the other's rows.
+    reference = weakref.ref(engine)
+
+    def dispose() -> None:
+        inherited = reference()
+        if inherited is not None:
+            inherited.dispose(close=False)
+
+    os.register_at_fork(after_in_child=dispose)
+
+
+def load(*, wait_for_database: bool = False) -> Flask:
+    """For the processes that serve: a database that is away stops neither; the web answers 503, a worker waits here."""
+    app = load_for_commands()
+    config = app.extensions["emailsvc"].config
+    with _one_line_for_the_operator():
+        while not _prepared(app) and wait_for_database:
+            time.sleep(1)
+    if config.smtp_url is None:
+        fields = {"folder": str(config.instance / "outbox"), "hint": "set SMTP_URL to send for real"}
+        logger.warning("mails_go_to_files", extra={"fields": fields})
+    return app
+
+
+def load_for_commands() -> Flask:
+    with _one_line_for_the_operator():
+        app = create_app()
+        log.configure(app.extensions["emailsvc"].config)
+        return app
+
+
+@contextmanager
+def _one_line_for_the_operator() -> Iterator[None]:
+    try:
+        yield
+    except ConfigurationError as exc:
+        print(f"emailsvc: {exc}", file=sys.stderr)  # noqa: T201 - logging may not be set up
+        raise SystemExit(3) from exc  # gunicorn gives up at once on 3, and would restart its worker for ever on others
+
+
+def _prepared(app: Flask) -> bool:
+    service = app.extensions["emailsvc"]
+    try:
+        schema.ensure(app, service.engine)
+        if service.config.delivery_paused:
+            outbox.pause(service.engine, "DELIVERY_PAUSED=1")
+        return True
+    except OperationalError as exc:
+        logger.error("database_away", extra={"fields": {"error": str(exc.orig).strip(), "hint": "check DATABASE_URL"}})
+        return False

@@ -1,0 +1,167 @@
+"""The `flask` commands: each calls the same functions as the HTTP routes."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import click
+from flask import Flask
+from sqlalchemy.exc import SQLAlchemyError
+
+from emailsvc import diagnosis, outbox, reports, signing
+from emailsvc.errors import ServiceError
+from emailsvc.extensions import service
+from emailsvc.payload import Rules, parse_email
+from emailsvc.start import start
+
+REASONS = ("rejected", "exhausted", "expired", "uncertain", "unreachable")
+
+
+class Command(click.Command):
+    """Says what is wrong in one sentence instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ServiceError as exc:
+            raise click.ClickException(exc.detail) from exc
+        except SQLAlchemyError as exc:
+            words = str(getattr(exc, "orig", None) or exc).strip().splitlines()[0]
+            raise click.ClickException(f"The database does not answer or is not set up: {words}") from exc
+
+
+def register(app: Flask) -> None:
+    for command in (start, stats, pause, resume, check, send_test, erase, secret, dead_letters):
+        app.cli.add_command(command)
+
+
+def _show(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@click.command(cls=Command)
+def stats() -> None:
+    """Totals and the state of delivery, as GET /stats shows them."""
+    _show(reports.stats(service().engine))
+
+
+@click.command(cls=Command)
+def pause() -> None:
+    """Start no further conversation until `flask resume`."""
+    outbox.pause(service().engine, "flask pause")
+    _show(reports.delivery_state(service().engine))
+
+
+@click.command(cls=Command)
+def resume() -> None:
+    """End a pause."""
+    outbox.resume(service().engine)
+    service().wake()
+    _show(reports.delivery_state(service().engine))
+
+
+@click.command(cls=Command)
+def check() -> None:
+    """Look at configuration, database, Redis, SMTP login and the invariant; exit 1 when something is wrong."""
+    findings = diagnosis.diagnose(service())
+    for finding in findings:
+        click.echo(f"{finding.level:7} {finding.subject}: {finding.text}")
+    if any(finding.level == "wrong" for finding in findings):
+        raise SystemExit(1)
+
+
+@click.command("send-test", cls=Command)
+@click.argument("address")
+def send_test(address: str) -> None:
+    """Accept one test e-mail to ADDRESS, as a webhook would; the worker sends it."""
+    own = service()
+    payload = {
+        "email_id": f"send-test-{uuid.uuid4()}",
+        "user": address,
+        "subject": "emailsvc: a test",
+        "body": "This message was sent by `flask send-test`.\n",
+    }
+    rules = Rules(own.config.from_domains, own.config.idempotency_header)
+    accepted = outbox.accept(own.engine, parse_email(json.dumps(payload).encode(), rules), own.config)
+    own.wake()
+    click.echo(f"accepted as {accepted.email_id}; a running worker sends it")
+
+
+@click.command(cls=Command)
+@click.argument("address")
+def erase(address: str) -> None:
+    """Forget ADDRESS: cancel what waits, scrub what was sent, mark what is being sent. The ids stay."""
+    count = outbox.erase(service().engine, address)
+    click.echo(f"{count} e-mail{'' if count == 1 else 's'} erased")
+
+
+@click.command(cls=Command)
+def secret() -> None:
+    """Print a new secret for WEBHOOK_SECRETS."""
+    click.echo(signing.make_secret())
+
+
+@click.group("dead-letters")
+def dead_letters() -> None:
+    """What was given up: list, show, replay, delivered, discard."""
+
+
+@dead_letters.command("list", cls=Command)
+@click.option("--reason", type=click.Choice(REASONS))
+@click.option("--resolved", is_flag=True, help="those that were resolved already")
+@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True)
+@click.option("--cursor", help="next_cursor of the page before")
+def list_(reason: str | None, resolved: bool, limit: int, cursor: str | None) -> None:
+    """Newest first."""
+    letters, following = reports.dead_letters(
+        service().engine, reason=reason, resolved=resolved, limit=limit, cursor=cursor
+    )
+    _show({"dead_letters": letters, "next_cursor": following})
+
+
+@dead_letters.command(cls=Command)
+@click.argument("number", type=int)
+def show(number: int) -> None:
+    """One dead letter with its e-mail's timeline."""
+    letter = reports.dead_letter(service().engine, number)
+    _show({**letter, "email": reports.email(service().engine, letter["email_id"])})
+
+
+@dead_letters.command(cls=Command)
+@click.argument("number", type=int, required=False)
+@click.option("--all", "every", is_flag=True, help="every unresolved one that matches, oldest first")
+@click.option("--reason", type=click.Choice(REASONS))
+@click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True)
+@click.option("--dry-run", is_flag=True, help="only say how many")
+def replay(number: int | None, every: bool, reason: str | None, limit: int, dry_run: bool) -> None:
+    """Send one again, or with --all those that match."""
+    if (number is None) != every:
+        raise click.UsageError("Give either a dead letter's number or --all.")
+    if number is not None:
+        _resolve(outbox.replay, number)
+    else:
+        count = outbox.replay_many(service().engine, reason=reason, limit=limit, dry_run=dry_run)
+        click.echo(f"{count} {'would be ' if dry_run else ''}replayed")
+    service().wake()
+
+
+@dead_letters.command(cls=Command)
+@click.argument("number", type=int)
+def delivered(number: int) -> None:
+    """It did arrive: the e-mail becomes `sent`."""
+    _resolve(outbox.delivered, number)
+
+
+@dead_letters.command(cls=Command)
+@click.argument("number", type=int)
+def discard(number: int) -> None:
+    """Never send it."""
+    _resolve(outbox.discard, number)
+
+
+def _resolve(act: Callable[..., outbox.Resolved], number: int) -> None:
+    resolved = act(service().engine, number)
+    click.echo(f"dead letter {resolved.id} of {resolved.email_id}: {resolved.resolution}")

@@ -1,0 +1,107 @@
+"""JSON into declared structures, and msgspec's complaints into answers that name the field."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from emailsvc.errors import InvalidPayload
+
+T = TypeVar("T")
+
+_FIELD_NAMED = re.compile(r"Object (missing required|contains unknown) field `(.*)`", re.DOTALL)
+_WITH_PATH = re.compile(r"(.*) - at (`key` in )?`\$(.*)`", re.DOTALL)
+_LONGEST_SHOWN = 200
+
+
+def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
+    """Raises InvalidPayload: invalid_json, missing_field, unknown_field, too_many or invalid_field."""
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as exc:
+        raise translate(exc, raw) from exc
+    except RecursionError as exc:
+        raise InvalidPayload("invalid_json", "The JSON is nested too deeply.", _deep_field(raw)) from exc
+    except ValueError as exc:  # msgspec.DecodeError, and UnicodeDecodeError for bytes that are not UTF-8
+        field = _unreadable_field(raw)
+        if field is not None:
+            raise InvalidPayload(
+                "invalid_field", f"{field} holds a lone surrogate, a byte that is not UTF-8, or NaN.", field
+            ) from exc
+        raise InvalidPayload("invalid_json", f"The body is not JSON: {exc}.") from exc
+
+
+def translate(error: msgspec.ValidationError, raw: bytes = b"") -> InvalidPayload:
+    text, path = _split(str(error))
+    named = _FIELD_NAMED.fullmatch(text)
+    if named:
+        kind, name = named.groups()
+        field = f"{path}.{name[:_LONGEST_SHOWN]}".lstrip(".")
+        if kind == "missing required":
+            return InvalidPayload("missing_field", f"{field} is required.", field)
+        return InvalidPayload("unknown_field", f"{field} is not a field of this request.", field)
+    if path.endswith("[...]"):
+        path = _member_at_fault(raw, path.removesuffix("[...]"))
+    code = "too_many" if re.search(r"`(array|object)` of length <=", text) else "invalid_field"
+    return InvalidPayload(code, f"{path or 'The body'}: {text[0].lower()}{text[1:_LONGEST_SHOWN]}.", path or None)
+
+
+def _split(message: str) -> tuple[str, str]:
+    found = _WITH_PATH.fullmatch(message)
+    if not found:
+        return message, ""
+    text, in_key, path = found.groups()
+    return text, path.removeprefix(".") + ("[...]" if in_key else "")
+
+
+def _member_at_fault(raw: bytes, path: str) -> str:
+    """msgspec writes ``headers[...]`` for a bad value in a mapping; find whose value it is."""
+    try:
+        members = json.loads(raw)[path]
+        name = next(name for name, value in members.items() if not _fits_header(name, value))
+    except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
+        return path
+    return f"{path}.{name[:_LONGEST_SHOWN]}"
+
+
+def _fits_header(name: str, value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(name) <= 76 and len(value) <= 998
+
+
+def _unreadable_field(raw: bytes) -> str | None:
+    """The first field with a lone surrogate, a byte that is not UTF-8, or NaN; None when the text is not JSON at all.
+
+    Python's own parser lets all of these through, so that they can be found.
+    """
+    try:
+        document = json.loads(raw.decode("utf-8", "surrogateescape"), parse_constant=lambda _: "\ud800")
+        return _path_of_surrogate(document)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _path_of_surrogate(value: Any, path: str = "") -> str | None:
+    if isinstance(value, str):
+        return path or None if re.search("[\ud800-\udfff]", value) else None
+    if isinstance(value, dict):
+        members = [(f"{path}.{name}".lstrip("."), member) for name, member in value.items()]
+    elif isinstance(value, list):
+        members = [(f"{path}[{index}]", member) for index, member in enumerate(value)]
+    else:
+        return None
+    for where, member in members:
+        if re.search("[\ud800-\udfff]", where):
+            return path or None
+        found = _path_of_surrogate(member, where)
+        if found:
+            return found
+    return None
+
+
+def _deep_field(raw: bytes) -> str | None:
+    """Only a field that takes any value can be nested deeply: every other one is refused at its first bracket."""
+    names = re.findall(rb'"(state|emails)"\s*:\s*[\[{]', raw[:4096])
+    return names[-1].decode() if names else None

@@ -1,0 +1,123 @@
+"""Header fields and addresses as they go on the wire: folded, encoded, and never able to become two fields."""
+
+from __future__ import annotations
+
+import base64
+import re
+from urllib.parse import quote
+
+from emailsvc import addresses
+from emailsvc.errors import InvalidPayload
+
+CRLF = "\r\n"
+COLUMNS = 78  # a line should be no longer, RFC 5322 §2.1.1
+LONGEST_WORD = 900  # what cannot be folded must still leave the line below 998 octets
+ENCODED_WORD = 75  # RFC 2047 §2
+
+# Checked here once more although payload.py did: this is the last place before the wire.
+_breaks = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
+_plain = re.compile(r"[!-~](?:[ -~]*[!-~])?|").fullmatch
+_name = re.compile(r"[!-9;-~]{1,76}").fullmatch
+_one_address = re.compile(r"[^\s\x00-\x20\x7f-\xa0<>,;:\"()\[\]\\@]+@[A-Za-z0-9_.-]+").fullmatch
+_simple_filename = re.compile(r"(?! )[A-Za-z0-9 _.+()@,#&~-]{1,100}(?<! )").fullmatch
+# Fields whose readers are programs that do not decode RFC 2047.
+_for_programs = re.compile(r"list-|references$|in-reply-to$", re.I).match
+
+
+class Unbuildable(ValueError):
+    """This mail cannot be put on the wire as it is; the text says why. Nothing is ever altered to make it fit."""
+
+
+def field(name: str, text: str) -> str:
+    """One unstructured field, folded, without its line end. Parsed back it is exactly ``text``."""
+    if not _name(name):
+        raise Unbuildable(f"{name[:76]!r} is not the name of a header field")
+    if _breaks(text):
+        raise Unbuildable(f"{name} contains control characters or line breaks")
+    if _plain(text) and "=?" not in text:
+        if len(name) + 2 + len(text) <= COLUMNS:
+            return f"{name}: {text}"
+        # Folding between two blanks could leave a line of blanks alone, which RFC 5322 §3.2.2 forbids.
+        if "  " not in text:
+            if max(map(len, text.split(" "))) <= LONGEST_WORD:
+                return _fold(f"{name}:", text.split(" "))
+            if _for_programs(name):
+                raise Unbuildable(f"{name} has a word of more than {LONGEST_WORD} characters, too long for a line")
+    return _fold(f"{name}:", _encoded_words(text, COLUMNS - len(name) - 2))
+
+
+def raw_field(name: str, text: str) -> str:
+    """A field that was validated by its own grammar and must not be folded."""
+    if not _name(name) or _breaks(text):
+        raise Unbuildable(f"{name[:76]!r} contains control characters or line breaks")
+    return f"{name}: {text}"
+
+
+def _fold(line: str, words: list[str]) -> str:
+    lines = []
+    for position, word in enumerate(words):
+        # The first word stays beside the name: a field that begins with an empty line confuses some readers.
+        if position and len(line) + 1 + len(word) > COLUMNS:
+            lines.append(line)
+            line = ""
+        line = f"{line} {word}"
+    return CRLF.join([*lines, line])
+
+
+def _encoded_words(text: str, room: int) -> list[str]:
+    """RFC 2047 §5: whole characters in each word, at most 75 octets a word; blanks between words vanish in decoding."""
+    words, chunk, most = [], b"", _octets(min(room, ENCODED_WORD))
+    for character in text:
+        octets = _utf8(character)
+        if len(chunk) + len(octets) > most:
+            words.append(chunk)
+            chunk, most = b"", _octets(ENCODED_WORD)
+        chunk += octets
+    return [f"=?utf-8?b?{base64.b64encode(word).decode()}?=" for word in (*words, chunk)]
+
+
+def _octets(columns: int) -> int:
+    return max((columns - len("=?utf-8?b??=")) // 4 * 3, 6)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as exc:
+        raise Unbuildable("a text contains half a surrogate pair") from exc
+
+
+def envelope_address(address: str) -> str:
+    """The address with its domain as A-labels. A non-ASCII local part stays: see ``is_international``.
+
+    Raises Unbuildable for anything but one bare address, and for a domain that IDNA would turn into another one.
+    """
+    try:
+        addresses.address(address, "an address")
+        local, _, domain = address.rpartition("@")
+        wire = f"{local}@{domain if domain.isascii() else domain.encode('idna').decode()}"
+    except (InvalidPayload, UnicodeError) as exc:
+        raise Unbuildable(str(exc)) from exc
+    if not _one_address(wire):
+        raise Unbuildable("an address is not exactly one bare address")
+    return wire
+
+
+def is_international(address: str) -> bool:
+    """Its local part cannot be written in ASCII: it needs a server with SMTPUTF8 (RFC 6531)."""
+    return not address.rpartition("@")[0].isascii()
+
+
+def attachment_name(filename: str) -> str:
+    """The Content-Disposition field; RFC 2231 for all but the plainest names, so that no quoting can go wrong."""
+    if not filename or _breaks(filename):
+        raise Unbuildable("an attachment's filename is empty or contains control characters or line breaks")
+    start = "Content-Disposition: attachment"
+    if _simple_filename(filename):
+        return f'{start};{CRLF} filename="{filename}"'
+    _utf8(filename)
+    encoded = "utf-8''" + quote(filename, safe="")
+    if len(encoded) <= LONGEST_WORD:
+        return f"{start};{CRLF} filename*={encoded}"
+    pieces = re.findall(r"(?:%..|[^%]){1,200}", encoded)
+    return start + "".join(f";{CRLF} filename*{number}*={piece}" for number, piece in enumerate(pieces))

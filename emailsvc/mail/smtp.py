@@ -1,0 +1,232 @@
+"""Hands mail to the mail server, and knows on which side of the final dot whatever happened happened.
+
+MAIL, RCPT, DATA and the dot are driven by hand: smtplib's errors do not say whether the server may have taken the
+message. What the replies mean stands in ``meaning``, who may end a wait in ``line``.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from emailsvc.clock import monotonic, utcnow
+from emailsvc.mail import Mail, Outcome, Result
+from emailsvc.mail.connection import Connection, Reply
+from emailsvc.mail.header import Unbuildable, envelope_address
+from emailsvc.mail.line import Cut, Line, LineCut
+from emailsvc.mail.meaning import ACCOUNT, CLOSING, Refused, Stale, of_dot, of_failure
+from emailsvc.mail.message import build, needs_smtputf8
+
+if TYPE_CHECKING:
+    from emailsvc.config import SmtpServer
+
+logger = logging.getLogger(__name__)
+
+MAILS_PER_CONNECTION = 100  # servers close with 421 after 25 to 350
+IDLE_SECONDS = 30.0
+QUIT_SECONDS = 1.0
+
+_leading_dot = re.compile(rb"(?m)^\.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Letter:
+    """One mail ready to go: its envelope, its bytes, and the caller's time for it."""
+
+    sender: str
+    recipient: str
+    data: bytes
+    smtputf8: bool
+    reply_timeout: float
+    before_dot: Callable[[], bool]
+
+
+class SmtpTransport:
+    """Keeps one connection. Used by one thread; ``stop`` alone may be called from another."""
+
+    def __init__(
+        self,
+        server: SmtpServer,
+        *,
+        idempotency_header: str | None = None,
+        clock: Callable[[], datetime] = utcnow,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._server = server
+        self._idempotency_header = idempotency_header
+        self._clock = clock
+        self._context = context
+        self._line = Line()
+        self._connection: Connection | None = None
+        self._idle_until = 0.0
+        self._needs_reset = False
+        self._step = ""
+
+    def send(
+        self, mail: Mail, *, timeout: float, reply_timeout: float, before_dot: Callable[[], bool] = lambda: True
+    ) -> Result:
+        deadline = monotonic() + timeout
+        self._retire()
+        if not self._line.begin(deadline):
+            return Result(Outcome.CUT, "shutting down; no conversation was begun")
+        self._step = "building the message"
+        usable = False
+        try:
+            result = self._deliver(self._letter(mail, reply_timeout, before_dot))
+            usable = result.outcome is not Outcome.UNCERTAIN and result.code != CLOSING
+        except Exception as exc:  # noqa: BLE001 - each failure has a meaning, which only this side of the dot knows
+            result = of_failure(exc, self._line.why(), self._step, after_dot=self._line.after_dot)
+            usable = isinstance(exc, Unbuildable) or (isinstance(exc, Refused) and exc.usable)
+        finally:
+            self._settle(usable)
+        self._needs_reset = result.outcome is not Outcome.SENT
+        return result
+
+    def stop(self, grace: float) -> None:
+        self._line.stop(grace)
+
+    def close(self) -> None:
+        """QUIT, politely but not for long."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._line.rest(monotonic() + QUIT_SECONDS)
+            _quit(connection)
+
+    def _letter(self, mail: Mail, reply_timeout: float, before_dot: Callable[[], bool]) -> _Letter:
+        international = needs_smtputf8(mail)
+        data = build(mail, date=self._clock(), idempotency_header=self._idempotency_header, smtputf8=international)
+        sender, recipient = envelope_address(mail.sender), envelope_address(mail.recipient)
+        return _Letter(sender, recipient, _leading_dot.sub(b"..", data), international, reply_timeout, before_dot)
+
+    def _deliver(self, letter: _Letter) -> Result:
+        if self._connection is not None:
+            try:
+                return self._hand_over(self._connection, letter, kept=True)
+            except Stale as stale:
+                logger.info("The kept connection had ended, connecting anew: %s", stale)
+                self._connection.close()
+        self._step = "connecting"
+        self._connection, self._needs_reset = Connection(self._server, self._line, self._context), False
+        self._connection.open()
+        return self._hand_over(self._connection, letter, kept=False)
+
+    def _hand_over(self, connection: Connection, letter: _Letter, *, kept: bool) -> Result:
+        if letter.smtputf8 and not connection.has_extn("smtputf8"):
+            raise Unbuildable("an address has a non-ASCII local part, and the mail server does not offer SMTPUTF8")
+        connection.mails += 1
+        self._ask(connection, letter, kept)
+        self._step = "the message"
+        connection.send(letter.data)
+        # Asked last of all: the time that the message took counts, too.
+        if not letter.before_dot() or not self._line.pass_dot(monotonic() + letter.reply_timeout):
+            raise LineCut(Cut.DEADLINE.value)
+        connection.send(b".\r\n")
+        return of_dot(connection.read())
+
+    def _ask(self, connection: Connection, letter: _Letter, kept: bool) -> None:
+        """RSET if needed, MAIL, RCPT, DATA. Returns when the server waits for the message; raises Refused or Stale."""
+        refused: Refused | None = None
+        replies: dict[str, Reply] = {}
+        try:
+            for command, reply in self._replies(connection, self._commands(connection, letter)):
+                replies[command] = reply
+                if kept and command in ("RSET", "MAIL") and _is_stale(command, reply):
+                    raise Stale(f"{command}: {reply}")
+                if refused is None and reply.kind != (3 if command == "DATA" else 2):
+                    refused = Refused(command, reply, usable=reply.kind in (4, 5))
+                if refused is not None:
+                    refused.usable = refused.usable and reply.kind != 0 and reply.code != CLOSING
+                    if not (refused.usable and connection.has_extn("pipelining")):
+                        break
+        except OSError as exc:
+            if refused is not None:  # the refusal stands, whatever became of the connection behind it
+                refused.usable = False
+            elif kept and self._step in ("RSET", "MAIL") and self._line.why() is None:
+                raise Stale(f"{self._step}: {type(exc).__name__}") from exc
+            else:
+                raise
+        if refused is not None:
+            self._leave_data(connection, replies, refused)
+            raise refused
+
+    def _replies(self, connection: Connection, commands: list[tuple[str, bytes]]) -> Iterator[tuple[str, Reply]]:
+        pipelined = connection.has_extn("pipelining")  # RFC 2920
+        self._step = commands[0][0]
+        if pipelined:
+            connection.send(b"".join(line for _, line in commands))
+        for command, line in commands:
+            self._step = command
+            if not pipelined:
+                connection.send(line)
+            yield command, connection.read()
+
+    def _commands(self, connection: Connection, letter: _Letter) -> list[tuple[str, bytes]]:
+        options = f" SIZE={len(letter.data)}" if connection.has_extn("size") else ""
+        if letter.smtputf8:
+            options += (" BODY=8BITMIME" if connection.has_extn("8bitmime") else "") + " SMTPUTF8"
+        commands = [
+            ("MAIL", f"MAIL FROM:<{letter.sender}>{options}\r\n".encode()),
+            ("RCPT", f"RCPT TO:<{letter.recipient}>\r\n".encode()),
+            ("DATA", b"DATA\r\n"),
+        ]
+        return [("RSET", b"RSET\r\n"), *commands] if self._needs_reset else commands
+
+    def _leave_data(self, connection: Connection, replies: dict[str, Reply], refused: Refused) -> None:
+        """A pipelined DATA may have been answered 354 though the recipient was refused: RFC 2920 §3.1, a lone dot."""
+        if not refused.usable or "DATA" not in replies or replies["DATA"].kind in (4, 5):
+            return
+        refused.usable = False
+        if replies["DATA"].kind != 3 or replies["RCPT"].kind == 2:
+            return  # with a recipient the lone dot would be an empty message: hang up instead
+        try:
+            connection.send(b".\r\n")
+            refused.usable = connection.read().kind in (2, 4, 5)
+        except OSError as exc:
+            logger.info("Leaving DATA failed: %s", type(exc).__name__)
+
+    def _retire(self) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        if not self._line.alive or monotonic() >= self._idle_until:
+            connection.close()
+            self._connection = None
+        elif connection.mails >= MAILS_PER_CONNECTION:
+            self.close()
+
+    def _settle(self, usable: bool) -> None:
+        if self._connection is not None and not (usable and self._line.alive):
+            self._connection.close()
+            self._connection = None
+        self._idle_until = monotonic() + IDLE_SECONDS
+        self._line.rest(self._idle_until)
+
+
+def check(server: SmtpServer, *, timeout: float = 15.0, context: ssl.SSLContext | None = None) -> str:
+    """Connect, log in and QUIT. The server's greeting; ConnectFailed with the step and the server's words."""
+    line = Line()
+    line.begin(monotonic() + timeout)
+    connection = Connection(server, line, context)
+    greeting = connection.open()
+    line.rest(monotonic() + QUIT_SECONDS)
+    _quit(connection)
+    return greeting.text
+
+
+def _is_stale(command: str, reply: Reply) -> bool:
+    """Not an answer to this mail, but the end of what came before it."""
+    return reply.code in (CLOSING, *ACCOUNT) or reply.kind in (0, 3) or (command == "RSET" and reply.kind != 2)
+
+
+def _quit(connection: Connection) -> None:
+    try:
+        connection.docmd("QUIT")
+    except Exception as exc:  # noqa: BLE001 - what was sent was sent, see the table
+        logger.info("QUIT failed: %s", type(exc).__name__)
+    finally:
+        connection.close()

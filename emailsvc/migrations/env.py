@@ -1,0 +1,17 @@
+"""Alembic's environment, inside `flask db …`."""
+
+from alembic import context
+from flask import current_app
+from sqlalchemy import text
+
+from emailsvc import models  # noqa: F401 - fills the metadata
+
+db = current_app.extensions["migrate"].db
+
+with db.engine.connect() as connection:
+    context.configure(connection=connection, target_metadata=db.metadata, compare_type=True)
+    with context.begin_transaction():
+        if connection.dialect.name == "postgresql":
+            # Two release phases at once take turns; ours is the only use of this number.
+            connection.execute(text("SELECT pg_advisory_xact_lock(7365626)"))
+        context.run_migrations()

@@ -1,0 +1,327 @@
+"""The tables, and time as the database tells it.
+
+Everything is written through ``outbox``; nothing else issues an UPDATE. Statuses and their moves::
+
+    pending → sending → sent                sending → pending      (deferred, released)
+    sending | pending → failed              pending → cancelled
+    failed  → pending   (replay)            failed  → sent         ("it was delivered")
+"""
+
+from __future__ import annotations
+
+import enum
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.sql.expression import FunctionElement
+from sqlalchemy.types import DateTime, Float
+
+from emailsvc.extensions import Base
+
+
+class Status(enum.StrEnum):
+    PENDING = "pending"
+    SENDING = "sending"
+    SENT = "sent"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Reason(enum.StrEnum):
+    """Why an e-mail was given up."""
+
+    REJECTED = "rejected"
+    EXHAUSTED = "exhausted"
+    EXPIRED = "expired"
+    UNCERTAIN = "uncertain"
+    UNREACHABLE = "unreachable"
+
+
+class Resolution(enum.StrEnum):
+    REPLAYED = "replayed"
+    DELIVERED = "delivered"
+    DISCARDED = "discarded"
+
+
+PRIORITIES = {"high": 0, "normal": 1, "low": 2}
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware datetimes in UTC. SQLite's DateTime would drop an offset without converting."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a naive datetime has no place in the database")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class db_now(FunctionElement[datetime]):
+    """The database's clock, at this moment of the statement (not of the transaction). SQLite's has milliseconds."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+class db_in(FunctionElement[datetime]):
+    """The database's clock plus so many seconds (negative: ago)."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+    def __init__(self, seconds: Any) -> None:
+        super().__init__(seconds)
+
+
+@compiles(db_now, "postgresql")
+def _now_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
+    return "clock_timestamp()"
+
+
+@compiles(db_now, "sqlite")
+def _now_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
+    return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
+
+
+@compiles(db_in, "postgresql")
+def _in_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
+    seconds = compiler.process(element.clauses, **kw)
+    return f"(clock_timestamp() + make_interval(secs => CAST({seconds} AS double precision)))"
+
+
+@compiles(db_in, "sqlite")
+def _in_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
+    seconds = compiler.process(element.clauses, **kw)
+    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', {seconds})) || '000')"
+
+
+BigId = BigInteger().with_variant(Integer, "sqlite")
+ExactString = String(255).with_variant(String(255, collation="C"), "postgresql")  # compared byte for byte
+
+
+class Email(Base):
+    """One row per id: the queue, the de-duplication key and the record of what became of it."""
+
+    __tablename__ = "emails"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    email_id: Mapped[str] = mapped_column(ExactString)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    recipient: Mapped[str | None] = mapped_column(Text)  # NULL once erased
+    subject: Mapped[str | None] = mapped_column(Text)  # NULL once scrubbed, like body, html and other
+    body: Mapped[str | None] = mapped_column(Text)
+    html: Mapped[str | None] = mapped_column(Text)
+    other: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # from, reply_to, headers
+    size: Mapped[int] = mapped_column(Integer)
+    attachment_count: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    message_id: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(String(16), server_default=text("'pending'"))
+    priority: Mapped[int] = mapped_column(SmallInteger)
+    on_uncertain: Mapped[str] = mapped_column(String(8))
+    attempts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    next_attempt_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    send_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    claim: Mapped[str | None] = mapped_column(String(32))  # stays after the outcome: it tells a lost commit reply
+    lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    duplicates: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    mismatches: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    maybe_sent: Mapped[bool] = mapped_column(server_default=text("false"))  # an attempt was uncertain once
+    erase_requested: Mapped[bool] = mapped_column(server_default=text("false"))
+    received_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    sent_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    final_at: Mapped[datetime | None] = mapped_column(
+        UtcDateTime
+    )  # sent, cancelled, discarded: retention counts from it
+    scrubbed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    last_error: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (
+        UniqueConstraint("email_id", name="uq_emails_email_id"),
+        CheckConstraint("status IN ('pending', 'sending', 'sent', 'failed', 'cancelled')", name="ck_emails_status"),
+        CheckConstraint("status <> 'pending' OR next_attempt_at IS NOT NULL", name="ck_emails_pending_is_due"),
+        CheckConstraint(
+            "status <> 'sending' OR (claim IS NOT NULL AND lease_expires_at IS NOT NULL)",
+            name="ck_emails_sending_is_claimed",
+        ),
+        CheckConstraint("status <> 'sent' OR sent_at IS NOT NULL", name="ck_emails_sent_has_time"),
+        CheckConstraint("priority IN (0, 1, 2)", name="ck_emails_priority"),
+        CheckConstraint("on_uncertain IN ('hold', 'retry')", name="ck_emails_on_uncertain"),
+        CheckConstraint("attempts >= 0 AND duplicates >= 0 AND mismatches >= 0", name="ck_emails_counts"),
+        CheckConstraint(
+            "status NOT IN ('pending', 'sending') OR (recipient IS NOT NULL AND body IS NOT NULL) OR erase_requested",
+            name="ck_emails_unsent_has_content",
+        ),
+        # Partial indexes are used only where the SQL has the status as a literal.
+        Index(
+            "ix_emails_due", "priority", "next_attempt_at", "id",
+            postgresql_where=text("status = 'pending'"), sqlite_where=text("status = 'pending'"),
+        ),
+        Index(
+            "ix_emails_lease", "lease_expires_at",
+            postgresql_where=text("status = 'sending'"), sqlite_where=text("status = 'sending'"),
+        ),
+        Index(
+            "ix_emails_deadline", "expires_at",
+            postgresql_where=text("status = 'pending' AND expires_at IS NOT NULL"),
+            sqlite_where=text("status = 'pending' AND expires_at IS NOT NULL"),
+        ),
+        Index(
+            "ix_emails_sent", "sent_at",
+            postgresql_where=text("status = 'sent'"), sqlite_where=text("status = 'sent'"),
+        ),
+        Index(
+            "ix_emails_failed", "id",
+            postgresql_where=text("status = 'failed'"), sqlite_where=text("status = 'failed'"),
+        ),
+        Index(
+            "ix_emails_cancelled", "id",
+            postgresql_where=text("status = 'cancelled'"), sqlite_where=text("status = 'cancelled'"),
+        ),
+        Index(
+            "ix_emails_to_scrub", "final_at",
+            postgresql_where=text("final_at IS NOT NULL AND scrubbed_at IS NULL"),
+            sqlite_where=text("final_at IS NOT NULL AND scrubbed_at IS NULL"),
+        ),
+        Index("ix_emails_received", "received_at"),
+        Index("ix_emails_recipient", text("lower(recipient)")),
+    )  # fmt: skip
+
+
+class StoredAttachment(Base):
+    """The large parts, read one e-mail at a time: a claim never carries them."""
+
+    __tablename__ = "attachments"
+
+    email: Mapped[int] = mapped_column(BigId, ForeignKey("emails.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    filename: Mapped[str] = mapped_column(Text)
+    content_type: Mapped[str] = mapped_column(Text)
+    content: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Attempt(Base):
+    """Append-only: one row per attempt that did not end in ``sent``."""
+
+    __tablename__ = "attempts"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    email: Mapped[int] = mapped_column(BigId, ForeignKey("emails.id", ondelete="CASCADE"))
+    outcome: Mapped[str] = mapped_column(String(16))
+    code: Mapped[int | None] = mapped_column(Integer)
+    enhanced: Mapped[str | None] = mapped_column(String(16))
+    words: Mapped[str] = mapped_column("text", Text)  # the server's, or ours
+    domain: Mapped[str] = mapped_column(Text)  # the recipient's: a run of refusals over several domains is an outage
+    worker_lost: Mapped[bool] = mapped_column(server_default=text("false"))
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (
+        CheckConstraint("outcome IN ('deferred', 'rejected', 'uncertain')", name="ck_attempts_outcome"),
+        Index("ix_attempts_email", "email", "id"),
+        Index("ix_attempts_at", "at"),
+    )
+
+
+class DeadLetter(Base):
+    """One row per e-mail given up, written in the transaction that made it ``failed``."""
+
+    __tablename__ = "dead_letters"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    email: Mapped[int] = mapped_column(BigId, ForeignKey("emails.id", ondelete="CASCADE"))
+    reason: Mapped[str] = mapped_column(String(16))
+    error: Mapped[str] = mapped_column(Text)
+    attempts: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    resolved_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    resolution: Mapped[str | None] = mapped_column(String(16))
+
+    __table_args__ = (
+        CheckConstraint(
+            "reason IN ('rejected', 'exhausted', 'expired', 'uncertain', 'unreachable')", name="ck_dead_letters_reason"
+        ),
+        CheckConstraint(
+            "resolution IN ('replayed', 'delivered', 'discarded')", name="ck_dead_letters_resolution"
+        ),
+        CheckConstraint("(resolved_at IS NULL) = (resolution IS NULL)", name="ck_dead_letters_resolved"),
+        Index(
+            "uq_dead_letters_unresolved", "email", unique=True,
+            postgresql_where=text("resolved_at IS NULL"), sqlite_where=text("resolved_at IS NULL"),
+        ),
+        Index("ix_dead_letters_email", "email"),
+        Index(
+            "ix_dead_letters_open", "created_at", "id",
+            postgresql_where=text("resolved_at IS NULL"), sqlite_where=text("resolved_at IS NULL"),
+        ),
+        Index("ix_dead_letters_created", "created_at", "id"),
+    )  # fmt: skip
+
+
+class Counter(Base):
+    """Totals by hour and kind. ``shard`` spreads the rows that concurrent transactions add to."""
+
+    __tablename__ = "counters"
+
+    hour: Mapped[datetime] = mapped_column(UtcDateTime, primary_key=True)
+    kind: Mapped[str] = mapped_column(String(24), primary_key=True)
+    shard: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    value: Mapped[int] = mapped_column(BigInteger)
+
+
+class Switch(Base):
+    """One row: what every claim reads first. Pause and outage are independent."""
+
+    __tablename__ = "switch"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    paused_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    pause_reason: Mapped[str | None] = mapped_column(Text)
+    outage_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    outage_reason: Mapped[str | None] = mapped_column(Text)
+    next_probe_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    probe_delay: Mapped[float] = mapped_column(Float, server_default=text("5"))  # seconds
+    next_slot_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # GCRA: when the next mail may start
+    rolled_up_to: Mapped[datetime] = mapped_column(UtcDateTime)  # hours before it are in the counters
+
+    __table_args__ = (
+        CheckConstraint("id = 1", name="ck_switch_single"),
+        CheckConstraint("outage_since IS NULL OR next_probe_at IS NOT NULL", name="ck_switch_outage_probes"),
+    )
+
+
+class Worker(Base):
+    """Heartbeat per worker process."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    seen_at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -1,0 +1,46 @@
+"""The state machine, and the sole writer of the database.
+
+Every move is one guarded ``UPDATE … WHERE status = … [AND claim = …]``; no row matched means that somebody else got
+there first, and each caller says what it does then. Every function is one transaction on the engine it is given, and
+nothing is sent while one is open.
+"""
+
+from emailsvc.outbox.accept import Accepted, accept, accept_many
+from emailsvc.outbox.claim import Claim, Claimed, Idle, attachments, claim, release, renew
+from emailsvc.outbox.deadletters import Resolved, delivered, discard, replay, replay_many
+from emailsvc.outbox.record import Recorded, expire, record
+from emailsvc.outbox.sweep import Swept, retain, sweep
+from emailsvc.outbox.switch import may_start, pause, resume
+from emailsvc.outbox.withdraw import cancel, erase
+from emailsvc.outbox.workers import forget_worker, heartbeat
+
+__all__ = [
+    "Accepted",
+    "Claim",
+    "Claimed",
+    "Idle",
+    "Recorded",
+    "Resolved",
+    "Swept",
+    "accept",
+    "accept_many",
+    "attachments",
+    "cancel",
+    "claim",
+    "delivered",
+    "discard",
+    "erase",
+    "expire",
+    "forget_worker",
+    "heartbeat",
+    "may_start",
+    "pause",
+    "record",
+    "release",
+    "renew",
+    "replay",
+    "replay_many",
+    "resume",
+    "retain",
+    "sweep",
+]

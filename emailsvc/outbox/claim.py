@@ -1,0 +1,204 @@
+"""Claiming due rows: one batch of one priority under one token with one lease."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    Connection,
+    Engine,
+    Row,
+    bindparam,
+    delete,
+    exists,
+    literal_column,
+    select,
+    union_all,
+    update,
+)
+from sqlalchemy import func as sql
+
+from emailsvc.config import Config
+from emailsvc.models import Email, StoredAttachment, Switch, db_in, db_now
+from emailsvc.outbox.switch import take_probe
+from emailsvc.outbox.transaction import in_transaction
+
+PENDING = Email.status == literal_column("'pending'")
+SENDING = Email.status == literal_column("'sending'")
+ANY_PRIORITY = Email.priority.in_([literal_column(str(n)) for n in (0, 1, 2)])
+"""Says nothing, and lets the index on (priority, next_attempt_at) bound the time."""
+
+PROBE_CHOICE = 100
+"""A probe takes one of so many due rows by lot, so that one bad address cannot keep an outage open for all."""
+
+Claimed = Any
+"""A row in hand: the columns of ``_COLUMNS``."""
+
+_COLUMNS = (
+    Email.id, Email.email_id, Email.recipient, Email.subject, Email.body, Email.html, Email.other, Email.size,
+    Email.attachment_count, Email.message_id, Email.on_uncertain, Email.attempts, Email.next_attempt_at,
+    Email.expires_at, Email.priority,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    token: str
+    rows: Sequence[Claimed]  # in id order
+    now: datetime  # the database's clock when it claimed
+    full: bool
+    probe: bool = False
+    start_at: Sequence[float] = ()  # seconds after ``now`` at which each row may start, when there is a rate limit
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Nothing was claimed. ``wait`` is in how many seconds it is worth asking again, None when no time is known."""
+
+    reason: str  # "empty", "paused", "outage" or "rate"
+    wait: float | None = None
+
+
+def _due(priority: int, after: Sequence[CTE], name: str) -> CTE:
+    statement = select(Email.id).where(
+        PENDING, Email.priority == literal_column(str(priority)), Email.next_attempt_at <= db_now()
+    )
+    for earlier in after:
+        statement = statement.where(~exists(select(earlier.c.id)))
+    statement = statement.order_by(Email.next_attempt_at, Email.id).limit(bindparam("size_limit"))
+    return statement.with_for_update(skip_locked=True).cte(name)
+
+
+def _claim_statement(order: Sequence[int]) -> Any:
+    choices: list[CTE] = []
+    for priority in order:
+        choices.append(_due(priority, choices, f"due_{priority}"))
+    running = select(Switch.id).where(Switch.paused_at.is_(None), Switch.outage_since.is_(None))
+    return (
+        update(Email)
+        .where(Email.id.in_(union_all(*(select(choice.c.id) for choice in choices))), exists(running))
+        .values(status="sending", claim=bindparam("token"), lease_expires_at=db_in(bindparam("lease")))
+        .returning(*_COLUMNS, db_now().label("now"))
+    )
+
+
+def _probe_statement() -> Any:
+    due = select(Email.id).where(PENDING, ANY_PRIORITY, Email.next_attempt_at <= db_now())
+    some = due.order_by(Email.priority, Email.next_attempt_at, Email.id).limit(PROBE_CHOICE)
+    chosen = select(Email.id).where(PENDING, Email.id.in_(some)).order_by(sql.random()).limit(bindparam("size_limit"))
+    locked = chosen.with_for_update(skip_locked=True).cte("chosen")
+    return (
+        update(Email)
+        .where(Email.id.in_(select(locked.c.id)))
+        .values(status="sending", claim=bindparam("token"), lease_expires_at=db_in(bindparam("lease")))
+        .returning(*_COLUMNS, db_now().label("now"))
+    )
+
+
+_HIGH_FIRST, _LOW_FIRST, _PROBE = _claim_statement((0, 1, 2)), _claim_statement((2, 1, 0)), _probe_statement()
+
+
+def claim(engine: Engine, token: str, config: Config, *, low_first: bool = False) -> Claim | Idle:
+    """Take up to BATCH_SIZE due rows, or say why there is nothing to do.
+
+    ``token`` is made by the caller before this is sent, so a claim whose reply was lost can be released by it.
+    During an outage at most one row per cool-down is given out in the whole cluster, as the probe.
+    """
+    return in_transaction(engine, lambda connection: _claim(connection, token, config, low_first))
+
+
+def _claim(connection: Connection, token: str, config: Config, low_first: bool) -> Claim | Idle:
+    size, start_at = config.batch_size, []
+    rate = config.rate_limit_per_second
+    if rate:
+        # The switch row is locked until commit, so slots are given out one claim at a time.
+        slot = connection.execute(select(Switch.next_slot_at, db_now().label("now")).with_for_update()).one()
+        ahead = max(0.0, (slot.next_slot_at - slot.now).total_seconds()) if slot.next_slot_at else 0.0
+        size = min(size, int((1.0 - ahead) * rate) if rate >= 1 else int(ahead <= 0))
+        if size < 1:
+            return Idle("rate", max(ahead - 1.0, 0.0) + 1.0 / rate)
+        start_at = [ahead + n / rate for n in range(size)]
+    values = {"size_limit": size, "token": token, "lease": config.lease_seconds}
+    rows = sorted(connection.execute(_LOW_FIRST if low_first else _HIGH_FIRST, values), key=lambda row: row.id)
+    probe = False
+    if not rows:
+        switch = connection.execute(select(Switch, db_now().label("now"))).one()
+        if switch.paused_at is not None:
+            return Idle("paused")
+        if switch.outage_since is None:
+            return Idle("empty")
+        if not _anything_due(connection) or not take_probe(connection, switch.probe_delay):
+            return Idle("outage", max(0.0, (switch.next_probe_at - switch.now).total_seconds()))
+        rows = list(connection.execute(_PROBE, {**values, "size_limit": 1}))
+        probe = True
+    if rate and rows:
+        _book_slots(connection, rows[0].now, start_at[len(rows) - 1] + 1 / rate)
+    if not rows:
+        return Idle("empty")
+    return Claim(token, rows, rows[0].now, len(rows) >= size, probe, start_at)
+
+
+def _anything_due(connection: Connection) -> bool:
+    due = select(Email.id).where(PENDING, ANY_PRIORITY, Email.next_attempt_at <= db_now()).limit(1)
+    return connection.execute(due).first() is not None
+
+
+def _book_slots(connection: Connection, now: datetime, seconds: float) -> None:
+    connection.execute(update(Switch).values(next_slot_at=now + timedelta(seconds=seconds)))
+
+
+def attachments(engine: Engine, row_id: int) -> Sequence[Row[Any]]:
+    """The attachments of one e-mail in hand, in their order."""
+    statement = select(StoredAttachment).where(StoredAttachment.email == row_id).order_by(StoredAttachment.position)
+    with engine.connect().execution_options(read_only=True) as connection:
+        return connection.execute(statement).all()
+
+
+def release(engine: Engine, token: str, ids: Sequence[int] | None = None) -> int:
+    """Give untouched rows of a claim back, all or those named; their due time stays. Safe to repeat."""
+    return in_transaction(engine, lambda connection: release_rows(connection, token, ids))
+
+
+def release_rows(connection: Connection, token: str, ids: Sequence[int] | None = None) -> int:
+    mine = (SENDING, Email.claim == token) if ids is None else (SENDING, Email.claim == token, Email.id.in_(ids))
+    statement = update(Email).where(*mine).values(status="pending", lease_expires_at=None)
+    rows = connection.execute(statement.returning(Email.id, Email.erase_requested)).all()
+    withdraw_erased(connection, [row.id for row in rows if row.erase_requested])
+    return len(rows)
+
+
+def withdraw_erased(connection: Connection, ids: Sequence[int]) -> None:
+    """Rows whose erasure was asked for while they were in hand end here instead of waiting again."""
+    if not ids:
+        return
+    connection.execute(
+        update(Email)
+        .where(PENDING, Email.id.in_(ids))
+        .values(status="cancelled", next_attempt_at=None, final_at=db_now())
+    )
+    scrub(connection, Email.id.in_(ids), recipient=True)
+
+
+def scrub(connection: Connection, condition: Any, *, recipient: bool = False) -> None:
+    """Forget content; the id, the fingerprint and the times stay. With ``recipient``, whatever names the person too."""
+    values: dict[str, Any] = {"subject": None, "body": None, "html": None, "other": None, "scrubbed_at": db_now()}
+    if recipient:
+        values |= {"recipient": None, "last_error": None}
+    owners = select(Email.id).where(condition)
+    connection.execute(delete(StoredAttachment).where(StoredAttachment.email.in_(owners)))
+    connection.execute(update(Email).where(condition).values(**values))
+
+
+def renew(engine: Engine, token: str, row_id: int, seconds: float) -> bool:
+    """A longer lease for one large e-mail; False when it is not ours any more, or was over already."""
+    statement = (
+        update(Email)
+        .where(SENDING, Email.id == row_id, Email.claim == token, Email.lease_expires_at > db_now())
+        .values(lease_expires_at=db_in(seconds))
+    )
+    with engine.begin() as connection:
+        return connection.execute(statement).rowcount == 1

@@ -1,0 +1,220 @@
+"""Repairs: expired claims, overdue deadlines, outages past their limit; and roll-ups and retention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Engine, delete, func, insert, literal_column, select, update
+
+from emailsvc.config import Config
+from emailsvc.models import Attempt, DeadLetter, Email, Reason, Status, Switch, db_in, db_now
+from emailsvc.outbox.accept import add_to_counter
+from emailsvc.outbox.claim import ANY_PRIORITY, PENDING, SENDING, scrub, withdraw_erased
+from emailsvc.outbox.record import Hand, uncertain
+from emailsvc.outbox.transaction import in_transaction
+from emailsvc.outcome import Outcome, Result
+
+CHUNK = 500
+SETTLED_SECONDS = 300.0
+"""An hour is rolled up only when so much of the next has passed: no transaction of ours lives that long."""
+
+HOUR = timedelta(hours=1)
+HOURS_AT_A_TIME = 200
+
+
+@dataclass(slots=True)
+class Swept:
+    """What a sweep did. ``uncertain``: (email_id, state) of rows whose worker was lost; ``due``: mail waits now."""
+
+    uncertain: list[tuple[str, str]] = field(default_factory=list)
+    released: int = 0
+    expired: int = 0
+    unreachable: int = 0
+    scrubbed: int = 0
+    purged: int = 0
+    due: bool = False
+    upcoming: list[datetime] = field(default_factory=list)  # due times within the next minute
+
+
+def sweep(engine: Engine, config: Config) -> Swept:
+    """Every repair, each in transactions of its own; safe to run twice at once. Raises the database's errors."""
+    swept = Swept()
+    for token in _expired_claims(engine):
+        in_transaction(engine, lambda connection, token=token: _take_claim(connection, token, config, swept))  # type: ignore[misc]
+    swept.expired = _bury_pending(engine, Reason.EXPIRED, "expires_at passed before it could be sent", _OVERDUE)
+    swept.unreachable = _bury_pending(
+        engine, Reason.UNREACHABLE, "the mail server was away for too long", _held_up(config)
+    )
+    _roll_up(engine)
+    swept.due, swept.upcoming = _look_ahead(engine)
+    return swept
+
+
+def retain(engine: Engine, config: Config, swept: Swept) -> None:
+    """Scrub content and purge rows whose time has come."""
+    swept.scrubbed = _scrub_old(engine, config)
+    swept.purged = _purge(engine, config)
+
+
+def _expired_claims(engine: Engine) -> list[str]:
+    with engine.connect().execution_options(read_only=True) as connection:
+        tokens = select(Email.claim).where(SENDING, Email.lease_expires_at < db_now()).distinct()
+        return [token for token in connection.execute(tokens).scalars() if token]
+
+
+def _take_claim(connection: Connection, token: str, config: Config, swept: Swept) -> None:
+    """A worker works in id order and commits each outcome before the next conversation, so of the rows that are still
+    ``sending`` only the lowest can have been touched. The locks are waited for: a record that is on its way commits
+    first, and its row is then no longer among those decided here. A worker that comes later matches nothing, and stops.
+    """
+    mine = (SENDING, Email.claim == token, Email.lease_expires_at < db_now())
+    rows = connection.execute(
+        select(Email.id, Email.email_id, Email.attempts, Email.on_uncertain, Email.recipient, Email.erase_requested)
+        .where(*mine)
+        .order_by(Email.id)
+        .with_for_update()
+    ).all()
+    if not rows:
+        return
+    first, rest = rows[0], [row.id for row in rows[1:]]
+    hand = Hand(connection, first, token, config, probe=False, seconds=0)
+    lost = Result(Outcome.UNCERTAIN, "the worker was lost with this mail in hand; the server may have taken it")
+    recorded = uncertain(hand, lost, worker_lost=True)
+    _hand_back(connection, rest, [row.id for row in rows[1:] if row.erase_requested])
+    # Without the token the late worker cannot take this decision for its own commit.
+    connection.execute(update(Email).where(Email.id.in_([first.id, *rest])).values(claim=None))
+    swept.released += len(rest)
+    if recorded is not None:
+        swept.uncertain.append((first.email_id, recorded.state))
+
+
+def _hand_back(connection: Connection, ids: list[int], erased: list[int]) -> None:
+    if ids:
+        connection.execute(
+            update(Email).where(SENDING, Email.id.in_(ids)).values(status="pending", lease_expires_at=None)
+        )
+        withdraw_erased(connection, erased)
+
+
+_OVERDUE = (Email.expires_at <= db_now(),)
+
+
+def _held_up(config: Config) -> tuple[Any, ...]:
+    limit = db_in(-config.outage_limit_seconds)
+    since = select(Switch.outage_since).scalar_subquery()
+    return (ANY_PRIORITY, Email.next_attempt_at <= limit, since <= limit)
+
+
+def _bury_pending(engine: Engine, reason: Reason, error: str, condition: tuple[Any, ...]) -> int:
+    total = 0
+    while True:
+        count = in_transaction(engine, lambda connection: _bury_some(connection, reason, error, condition))
+        total += count
+        if count < CHUNK:
+            return total
+
+
+def _bury_some(connection: Connection, reason: Reason, error: str, condition: tuple[Any, ...]) -> int:
+    some = select(Email.id).where(PENDING, *condition).order_by(Email.id).limit(CHUNK).with_for_update(skip_locked=True)
+    rows = connection.execute(
+        update(Email)
+        .where(Email.id.in_(select(some.cte("some").c.id)))
+        .values(status="failed", next_attempt_at=None, last_error=error)
+        .returning(Email.id, Email.attempts)
+    ).all()
+    if rows:
+        letters = [{"email": r.id, "reason": reason.value, "error": error, "attempts": r.attempts} for r in rows]
+        connection.execute(insert(DeadLetter).values(created_at=db_now()), letters)
+    return len(rows)
+
+
+def _look_ahead(engine: Engine) -> tuple[bool, list[datetime]]:
+    with engine.connect().execution_options(read_only=True) as connection:
+        due = select(Email.id).where(PENDING, ANY_PRIORITY, Email.next_attempt_at <= db_now()).limit(1)
+        soon = (
+            select(Email.next_attempt_at)
+            .where(PENDING, ANY_PRIORITY, Email.next_attempt_at > db_now(), Email.next_attempt_at <= db_in(60.0))
+            .limit(5000)
+        )
+        times = {moment.replace(microsecond=0) for moment in connection.execute(soon).scalars() if moment}
+        return connection.execute(due).first() is not None, sorted(times)
+
+
+def _roll_up(engine: Engine) -> None:
+    for _ in range(HOURS_AT_A_TIME):
+        if not in_transaction(engine, _roll_up_hour):
+            return
+
+
+def _roll_up_hour(connection: Connection) -> bool:
+    """Count one closed hour into the counters; False when none is closed, or another sweep did it first."""
+    switch = connection.execute(select(Switch.rolled_up_to, db_in(-SETTLED_SECONDS).label("settled"))).one()
+    start, end = switch.rolled_up_to, switch.rolled_up_to + HOUR
+    if end > switch.settled:
+        return False
+    taken = connection.execute(update(Switch).where(Switch.rolled_up_to == start).values(rolled_up_to=end))
+    if taken.rowcount == 0:
+        return False
+    for kind, statement in _countable(start, end).items():
+        value = connection.execute(statement).scalar_one()
+        if value:
+            add_to_counter(connection, kind, value, start)
+    return True
+
+
+def _countable(start: datetime, end: datetime) -> dict[str, Any]:
+    is_sent = Email.status == literal_column("'sent'")
+    return {
+        "received": select(func.count(Email.id)).where(Email.received_at >= start, Email.received_at < end),
+        "sent": select(func.count(Email.id)).where(is_sent, Email.sent_at >= start, Email.sent_at < end),
+        "failed_attempts": select(func.count(Attempt.id)).where(Attempt.at >= start, Attempt.at < end),
+    }
+
+
+def _scrub_old(engine: Engine, config: Config) -> int:
+    old = (Email.final_at <= db_in(-config.body_retention_seconds), Email.scrubbed_at.is_(None))
+
+    def work(connection: Connection) -> int:
+        ids = (
+            connection.execute(select(Email.id).where(*old).limit(CHUNK).with_for_update(skip_locked=True))
+            .scalars()
+            .all()
+        )
+        scrub(connection, Email.id.in_(ids))
+        return len(ids)
+
+    return _in_chunks(engine, work)
+
+
+def _purge(engine: Engine, config: Config) -> int:
+    """Delete final rows; what only they could tell (roll-ups are done for their hours) goes into the counters."""
+    limit = db_in(-config.email_retention_days * 86400)
+    rolled_up = select(Switch.rolled_up_to).scalar_subquery()
+    old = (
+        Email.received_at <= limit, Email.final_at <= limit, Email.received_at < rolled_up, Email.final_at < rolled_up,
+    )  # fmt: skip
+
+    def work(connection: Connection) -> int:
+        some = select(Email.id, Email.status).where(*old).order_by(Email.received_at).limit(CHUNK)
+        rows = connection.execute(some.with_for_update(skip_locked=True)).all()
+        connection.execute(delete(Email).where(Email.id.in_([row.id for row in rows])))
+        start = connection.execute(select(Switch.rolled_up_to)).scalar_one()
+        for status in (Status.CANCELLED, Status.FAILED):
+            count = sum(row.status == status for row in rows)
+            if count:
+                add_to_counter(connection, f"purged_{status.value}", count, start)
+        return len(rows)
+
+    return _in_chunks(engine, work)
+
+
+def _in_chunks(engine: Engine, work: Callable[[Connection], int]) -> int:
+    total = 0
+    while True:
+        count = in_transaction(engine, work)
+        total += count
+        if count < CHUNK:
+            return total

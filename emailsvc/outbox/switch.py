@@ -1,0 +1,70 @@
+"""The switch row: pause and outage, two independent states that every claim reads."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, Engine, case, select, update
+
+from emailsvc.models import Switch, db_in, db_now
+
+FIRST_PROBE_SECONDS = 5.0
+LONGEST_PROBE_SECONDS = 30.0
+
+
+def pause(engine: Engine, reason: str) -> None:
+    """Start no further conversation anywhere. Those already begun may finish. A second pause changes nothing."""
+    with engine.begin() as connection:
+        connection.execute(
+            update(Switch).where(Switch.paused_at.is_(None)).values(paused_at=db_now(), pause_reason=reason)
+        )
+
+
+def resume(engine: Engine) -> None:
+    """End a pause. An outage, if there is one, goes on."""
+    with engine.begin() as connection:
+        connection.execute(update(Switch).values(paused_at=None, pause_reason=None))
+
+
+def may_start(engine: Engine) -> bool:
+    """The last gate, asked before a conversation when the previous answer is not fresh."""
+    with engine.connect().execution_options(read_only=True) as connection:
+        return bool(connection.execute(select(RUNNING)).scalar_one())
+
+
+RUNNING = (
+    select(case((Switch.paused_at.is_(None) & Switch.outage_since.is_(None), True), else_=False))
+    .correlate(None)
+    .scalar_subquery()
+)
+"""As a column of another statement: one round trip less."""
+
+
+def take_probe(connection: Connection, delay: float) -> bool:
+    """The right to send one real e-mail during an outage. The condition lets one worker of the cluster have it."""
+    won = connection.execute(
+        update(Switch)
+        .where(Switch.outage_since.is_not(None), Switch.paused_at.is_(None), Switch.next_probe_at <= db_now())
+        .values(next_probe_at=db_in(delay))
+    )
+    return won.rowcount == 1
+
+
+def open_outage(connection: Connection, reason: str, *, probe: bool) -> None:
+    """Begin an outage, or note that its probe failed too: the cool-down doubles, up to 30 s."""
+    begun = connection.execute(
+        update(Switch)
+        .where(Switch.outage_since.is_(None))
+        .values(
+            outage_since=db_now(),
+            outage_reason=reason,
+            next_probe_at=db_in(FIRST_PROBE_SECONDS),
+            probe_delay=FIRST_PROBE_SECONDS,
+        )
+    )
+    if begun.rowcount == 0 and probe:
+        current = connection.execute(select(Switch.probe_delay)).scalar_one()
+        longer = min(current * 2, LONGEST_PROBE_SECONDS)
+        connection.execute(update(Switch).values(outage_reason=reason, probe_delay=longer, next_probe_at=db_in(longer)))
+
+
+def close_outage(connection: Connection) -> None:
+    connection.execute(update(Switch).values(outage_since=None, outage_reason=None, next_probe_at=None))

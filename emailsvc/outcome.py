@@ -1,0 +1,23 @@
+"""What one conversation with the mail server came to; see README, "What a reply means"."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Outcome(enum.StrEnum):
+    SENT = "sent"
+    DEFERRED = "deferred"
+    REJECTED = "rejected"
+    OUTAGE = "outage"
+    UNCERTAIN = "uncertain"
+    CUT = "cut"  # our own shutdown, before the final dot: nothing happened
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    outcome: Outcome
+    text: str
+    code: int | None = None
+    enhanced: str | None = None  # RFC 3463, e.g. "4.7.1"

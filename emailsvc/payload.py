@@ -1,0 +1,232 @@
+"""What a sender may post. Declared once: these structures validate, and the OpenAPI document is made from them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Raw
+
+from emailsvc import addresses
+from emailsvc.decoding import decode
+from emailsvc.errors import InvalidPayload
+
+MOST_IN_BATCH = 1000
+MOST_HEADERS = 50
+MOST_ATTACHMENTS = 50
+BASE64 = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+ENVELOPE_BYTES = 1024  # headers of our own, counted into the size of every e-mail
+
+
+def _text(most: int, pattern: str, description: str = "", least: int = 0) -> Meta:
+    # The pattern is checked by addresses.py, which can say what is wrong; here it is published.
+    return Meta(
+        min_length=least or None,
+        max_length=most,
+        description=description or None,
+        extra_json_schema={"pattern": pattern},
+    )
+
+
+EmailId = Annotated[
+    str, _text(255, addresses.ONE_LINE, "The key of de-duplication: printable, compared byte for byte.", least=1)
+]
+Address = Annotated[
+    str,
+    _text(
+        addresses.LONGEST_ADDRESS,
+        addresses.ADDRESS,
+        "One bare e-mail address. International addresses are accepted too, beyond what the pattern shows.",
+    ),
+]
+Moment = Annotated[datetime, Meta(tz=True, description="RFC 3339 with an offset.")]
+Content = Annotated[str, Meta(extra_json_schema={"pattern": addresses.NO_NUL})]
+Headers = Annotated[
+    dict[Annotated[str, Meta(min_length=1, max_length=76)], Annotated[str, _text(998, addresses.ONE_LINE)]],
+    Meta(max_length=MOST_HEADERS, description="Further header fields; those that the service sets are refused."),
+]
+Priority = Literal["high", "normal", "low"]
+OnUncertain = Literal["hold", "retry"]
+
+
+class Attachment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    filename: Annotated[str, _text(255, addresses.FILENAME, least=1)]
+    content_type: Annotated[str, _text(255, addresses.CONTENT_TYPE)]
+    content: Annotated[
+        bytes, Meta(description="Base64 with padding, RFC 4648 §4.", extra_json_schema={"pattern": BASE64})
+    ]
+
+
+class EmailPayload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /webhook/email`. ``null`` for an optional field means that it is absent."""
+
+    email_id: EmailId
+    user: Address
+    subject: Annotated[str, _text(998, addresses.ONE_LINE)]
+    body: Content
+    html: Content | None = None
+    sender: Address | None = msgspec.field(name="from", default=None)
+    reply_to: Address | None = None
+    headers: Headers | None = None
+    attachments: Annotated[list[Attachment], Meta(max_length=MOST_ATTACHMENTS)] | None = None
+    send_at: Moment | None = None
+    expires_at: Moment | None = None
+    priority: Priority | None = None
+    on_uncertain: OnUncertain | None = None
+    state: Annotated[Raw, Meta(description="Accepted with any value, and ignored.")] = Raw()
+
+
+class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    emails: Annotated[list[Raw], Meta(max_length=MOST_IN_BATCH)]
+
+
+class BatchPayload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /webhook/email/batch`, as published; each item is judged by itself."""
+
+    emails: Annotated[list[EmailPayload], Meta(max_length=MOST_IN_BATCH)]
+
+
+class NewEmail(msgspec.Struct, frozen=True):
+    """A payload that passed every rule. Times are aware and in UTC; ``size`` is bytes of content, for the deadline."""
+
+    email_id: str
+    user: str
+    subject: str
+    body: str
+    html: str | None
+    sender: str | None
+    reply_to: str | None
+    headers: dict[str, str]
+    attachments: tuple[Attachment, ...]
+    send_at: datetime | None
+    expires_at: datetime | None
+    priority: Priority
+    on_uncertain: OnUncertain | None
+    fingerprint: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The parts of the configuration that decide what is valid."""
+
+    from_domains: frozenset[str]
+    idempotency_header: str | None = None
+
+
+_emails = msgspec.json.Decoder(EmailPayload)
+_envelopes = msgspec.json.Decoder(_Envelope)
+
+
+def parse_email(raw: bytes, rules: Rules) -> NewEmail:
+    """Raises InvalidPayload with a stable code and the field at fault."""
+    payload = decode(_emails, raw)
+    _check(payload, rules)
+    send_at, expires_at = in_utc(payload.send_at, "send_at"), in_utc(payload.expires_at, "expires_at")
+    if send_at and expires_at and expires_at <= send_at:
+        raise InvalidPayload("invalid_field", "expires_at must be later than send_at.", "expires_at")
+    return NewEmail(
+        payload.email_id,
+        payload.user,
+        payload.subject,
+        payload.body,
+        payload.html,
+        payload.sender,
+        payload.reply_to,
+        payload.headers or {},
+        tuple(payload.attachments or ()),
+        send_at,
+        expires_at,
+        payload.priority or "normal",
+        payload.on_uncertain,
+        fingerprint(payload),
+        _size(payload),
+    )
+
+
+def parse_batch(raw: bytes, rules: Rules) -> list[NewEmail | InvalidPayload]:
+    """One result per item, in order. What is wrong with an item is its result; trouble with the whole is raised."""
+    return [_parse_item(bytes(item), rules) for item in decode(_envelopes, raw).emails]
+
+
+def _parse_item(raw: bytes, rules: Rules) -> NewEmail | InvalidPayload:
+    try:
+        return parse_email(raw, rules)
+    except InvalidPayload as exc:
+        return exc
+
+
+def _check(payload: EmailPayload, rules: Rules) -> None:
+    addresses.one_line(payload.email_id, "email_id")
+    addresses.address(payload.user, "user")
+    addresses.one_line(payload.subject, "subject")
+    addresses.no_nul(payload.body, "body")
+    if payload.html is not None:
+        addresses.no_nul(payload.html, "html")
+    if payload.sender is not None:
+        addresses.address_in(payload.sender, rules.from_domains, "from")
+    if payload.reply_to is not None:
+        addresses.address(payload.reply_to, "reply_to")
+    if payload.headers:
+        _check_headers(payload.headers, rules)
+    for index, attachment in enumerate(payload.attachments or ()):
+        addresses.filename(attachment.filename, f"attachments[{index}].filename")
+        addresses.content_type(attachment.content_type, f"attachments[{index}].content_type")
+
+
+def _check_headers(headers: dict[str, str], rules: Rules) -> None:
+    seen: set[str] = set()
+    for name, value in headers.items():
+        addresses.header(name, value, rules.idempotency_header)
+        if name.lower() in seen:
+            raise InvalidPayload("invalid_field", f"headers.{name} is given twice.", f"headers.{name}")
+        seen.add(name.lower())
+
+
+def in_utc(moment: datetime | None, field: str) -> datetime | None:
+    if moment is None:
+        return None
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as exc:  # 9999-12-31T23:59:59-01:00
+        raise InvalidPayload("invalid_field", f"{field} is outside the years 1 to 9999 in UTC.", field) from exc
+
+
+def fingerprint(payload: EmailPayload) -> str:
+    """SHA-256 over what the recipient would get, as given; 64 hexadecimal digits.
+
+    It is taken over a JSON object in UTF-8 with keys sorted and no blanks between tokens (in Python:
+    ``json.dumps(…, sort_keys=True, separators=(",", ":"), ensure_ascii=False)``), of these fields of the payload:
+    ``user``, ``subject``, ``body``, ``html``, ``from``, ``reply_to``, ``headers``, ``attachments``. Absent and null
+    fields and an empty list or object are left out; each attachment's ``content`` is replaced by the SHA-256 of its
+    decoded bytes. So field order, header order, escapes and white space in the posted JSON do not matter, and neither
+    do ``send_at``, ``expires_at``, ``priority``, ``on_uncertain`` and ``state``.
+    """
+    content: dict[str, Any] = {"user": payload.user, "subject": payload.subject, "body": payload.body}
+    if payload.html is not None:
+        content["html"] = payload.html
+    if payload.sender is not None:
+        content["from"] = payload.sender
+    if payload.reply_to is not None:
+        content["reply_to"] = payload.reply_to
+    if payload.headers:
+        content["headers"] = payload.headers
+    if payload.attachments:
+        content["attachments"] = [_attachment_print(attachment) for attachment in payload.attachments]
+    return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
+
+
+def _attachment_print(attachment: Attachment) -> dict[str, str]:
+    return {
+        "filename": attachment.filename,
+        "content_type": attachment.content_type,
+        "content": hashlib.sha256(attachment.content).hexdigest(),
+    }
+
+
+def _size(payload: EmailPayload) -> int:
+    texts = len(payload.body.encode()) + len(payload.html.encode() if payload.html else b"")
+    return ENVELOPE_BYTES + texts + sum(len(attachment.content) for attachment in payload.attachments or ())

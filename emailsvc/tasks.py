@@ -1,0 +1,130 @@
+"""The doors through which Huey comes in: drain and sweep. Their bodies are elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from emailsvc import outbox, reports
+from emailsvc.config import Config
+from emailsvc.delivery import Drain
+from emailsvc.extensions import Service
+from emailsvc.locks import Locks
+from emailsvc.mail import Transport
+from emailsvc.outbox import Swept
+from emailsvc.queue import Doorbell, Queue
+
+log = logging.getLogger("emailsvc.tasks")
+
+HEARTBEAT_SECONDS = 10.0
+GRACE_SECONDS = 20.0
+"""How long a shutdown waits for the reply to a dot that was sent."""
+
+
+def register(queue: Queue, config: Config, engine: Engine, locks: Locks, transport: Callable[[], Transport]) -> Service:
+    """Hang the tasks on the queue; the service that comes back can wake them."""
+    crew = Crew(config, engine, transport)
+
+    @queue.task(name="drain", retries=8, retry_delay=1, retry_backoff=2)  # type: ignore[untyped-decorator]
+    def drain() -> None:
+        crew.drain(bell)
+
+    @queue.periodic_task(lambda _moment: True, name="sweep")  # type: ignore[untyped-decorator]
+    def sweep() -> None:
+        run_sweep(config, engine, locks, bell)
+
+    bell = Doorbell(queue, drain)
+    queue.started, queue.stopping, queue.stopped = crew.start, crew.stop, crew.leave
+    return Service(config, engine, locks, bell.wake, bell.schedule)
+
+
+@dataclass
+class Crew:
+    """What the threads of one worker process share: a transport for each, the heartbeat, and the order to stop."""
+
+    config: Config
+    engine: Engine
+    make_transport: Callable[[], Transport]
+    name: str = field(default_factory=lambda: f"{socket.gethostname()[:40]}:{os.getpid()}")
+    stopping: threading.Event = field(default_factory=threading.Event)
+    _own: threading.local = field(default_factory=threading.local)
+    _all: list[Transport] = field(default_factory=list)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def drain(self, bell: Doorbell) -> None:
+        Drain(self.engine, self.config, self._transport(), self.stopping, bell.wake, bell.schedule).run()
+
+    def _transport(self) -> Transport:
+        if not hasattr(self._own, "transport"):
+            made = self.make_transport()
+            with self._guard:
+                self._own.transport = made
+                self._all.append(made)
+                if self.stopping.is_set():
+                    made.stop(0)
+        transport: Transport = self._own.transport
+        return transport
+
+    def start(self) -> None:
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def stop(self) -> None:
+        """Cut what is before its dot, give what is after it some seconds. Rows are released by their own threads."""
+        with self._guard:
+            self.stopping.set()
+            for transport in self._all:
+                transport.stop(GRACE_SECONDS)
+
+    def leave(self) -> None:
+        for transport in self._all:
+            transport.close()
+        try:
+            outbox.forget_worker(self.engine, self.name)
+        except SQLAlchemyError as exc:
+            log.warning("not_signed_off", extra={"fields": {"worker": self.name, "error": str(exc.__cause__ or exc)}})
+
+    def _beat(self) -> None:
+        while True:
+            try:
+                outbox.heartbeat(self.engine, self.name)
+            except SQLAlchemyError as exc:
+                log.warning("no_heartbeat", extra={"fields": {"worker": self.name, "error": str(exc.__cause__ or exc)}})
+            if self.stopping.wait(HEARTBEAT_SECONDS):
+                return
+
+
+def run_sweep(config: Config, engine: Engine, locks: Locks, bell: Doorbell) -> None:
+    """Repairs under one lock, retention under another; then wake-ups for what was found due, and the invariant."""
+    with locks.hold("sweep", max(30.0, config.sweep_seconds)) as held:
+        if not held:
+            return
+        swept = outbox.sweep(engine, config)
+        with locks.hold("purge", 300.0) as purging:
+            if purging:
+                outbox.retain(engine, config, swept)
+        if swept.due:
+            bell.wake()
+        for moment in swept.upcoming:
+            bell.schedule(moment)
+        _report(swept)
+        for violation in reports.violations(engine, config):
+            log.error("invariant_broken", extra={"fields": {"what": violation}})
+
+
+def _report(swept: Swept) -> None:
+    for email_id, state in swept.uncertain:
+        log.warning("worker_lost", extra={"fields": {"email_id": email_id, "state": state}})
+    counts: dict[str, Any] = {
+        "uncertain": len(swept.uncertain), "released": swept.released, "expired": swept.expired,
+        "unreachable": swept.unreachable, "scrubbed": swept.scrubbed, "purged": swept.purged,
+    }  # fmt: skip
+    found = {name: count for name, count in counts.items() if count}
+    log.log(logging.INFO if found else logging.DEBUG, "swept", extra={"fields": found})

@@ -1,0 +1,180 @@
+"""What the routes take and answer, declared: views use these, and the OpenAPI document is made from them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from emailsvc.payload import EmailId, Moment, Priority
+
+State = Literal["pending", "sending", "sent", "failed", "cancelled"]
+Reason = Literal["rejected", "exhausted", "uncertain", "expired", "unreachable"]
+Resolution = Literal["replayed", "delivered", "discarded"]
+EventName = Literal["received", "deferred", "rejected", "uncertain", "sent", "dead_lettered", "cancelled"] | Resolution
+DeadLetterId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Count = Annotated[int, Meta(ge=0)]
+
+
+class Problem(msgspec.Struct, omit_defaults=True):
+    """RFC 9457. ``code`` is stable; ``field`` names what is at fault in the request."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    field: str | None = None
+
+
+class AcceptedAnswer(msgspec.Struct):
+    status: Literal["accepted"]
+    email_id: str
+    state: State
+
+
+class DuplicateAnswer(msgspec.Struct, omit_defaults=True):
+    status: Literal["duplicate"]
+    email_id: str
+    state: State
+    first_received_at: str
+    duplicates: Count
+    mismatch: bool = False
+
+
+class BatchResult(msgspec.Struct):
+    index: Count
+    status: Literal["accepted", "duplicate", "mismatch", "invalid"]
+    email_id: str | None = None
+    state: State | None = None
+    code: str | None = None
+    field: str | None = None
+    detail: str | None = None
+
+
+class BatchAnswer(msgspec.Struct):
+    results: list[BatchResult]
+
+
+class LookupRequest(msgspec.Struct, forbid_unknown_fields=True):
+    email_ids: Annotated[list[EmailId], Meta(max_length=1000)]
+
+
+class CancelAnswer(msgspec.Struct):
+    email_id: str
+    state: Literal["cancelled"]
+
+
+class DeadLetterQuery(msgspec.Struct, forbid_unknown_fields=True):
+    reason: Reason | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    resolved: Annotated[int, Meta(ge=0, le=1, description="1 lists the resolved ones.")] = 0
+    limit: Annotated[int, Meta(ge=1, le=200)] = 50
+    cursor: Annotated[str, Meta(max_length=200, description="`next_cursor` of the page before.")] | None = None
+
+
+class ReplayRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Which of the unresolved dead letters to send again; `{}` means all, up to ``limit``."""
+
+    reason: Reason | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    limit: Annotated[int, Meta(ge=1, le=10_000)] = 1000
+    dry_run: bool = False
+
+
+class ReplayAnswer(msgspec.Struct):
+    replayed: Count
+
+
+class ResolvedAnswer(msgspec.Struct):
+    id: DeadLetterId
+    email_id: str
+    resolution: Resolution
+
+
+class PauseRequest(msgspec.Struct, forbid_unknown_fields=True):
+    reason: Annotated[str, Meta(max_length=200)] | None = None
+
+
+class Delivery(msgspec.Struct):
+    state: Literal["running", "paused", "outage"]
+    since: str | None
+    reason: str | None
+
+
+class Stats(msgspec.Struct):
+    """`GET /stats`. ``oldest_pending_seconds`` is about what is due; null when nothing is."""
+
+    received: Count
+    duplicates: Count
+    mismatches: Count
+    pending: Count
+    sending: Count
+    sent: Count
+    failed: Count
+    cancelled: Count
+    failed_attempts: Count
+    dead_letters: Count
+    oldest_pending_seconds: float | None
+    delivery: Delivery
+
+
+class DeadLetter(msgspec.Struct):
+    id: DeadLetterId
+    email_id: str
+    reason: Reason
+    error: str
+    attempts: Count
+    created_at: str
+    resolved_at: str | None
+    resolution: Resolution | None
+
+
+class DeadLetterPage(msgspec.Struct):
+    dead_letters: list[DeadLetter]
+    next_cursor: str | None
+
+
+class EmailSummary(msgspec.Struct):
+    email_id: str
+    state: State
+    attempts: Count
+    duplicates: Count
+    mismatches: Count
+    priority: Priority
+    message_id: str
+    received_at: str
+    sent_at: str | None
+    cancelled_at: str | None
+    next_attempt_at: str | None
+    send_at: str | None
+    expires_at: str | None
+    scrubbed_at: str | None
+    last_error: str | None
+
+
+class Event(msgspec.Struct):
+    """What happened when. Other members tell more: an attempt has the server's ``code``, ``enhanced`` and ``text``."""
+
+    at: str
+    event: EventName
+
+
+class EmailAnswer(EmailSummary):
+    timeline: list[Event]
+
+
+class LookupAnswer(msgspec.Struct):
+    emails: list[EmailSummary]
+    missing: list[str]
+
+
+class Health(msgspec.Struct):
+    status: Literal["ok"]
+
+
+class Ready(msgspec.Struct):
+    status: Literal["ready"]

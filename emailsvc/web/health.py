@@ -1,0 +1,78 @@
+"""For load balancers and monitoring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from flask import Blueprint, Response
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from emailsvc import reports
+from emailsvc.extensions import service
+from emailsvc.web import auth
+from emailsvc.web.answers import Health, Ready
+from emailsvc.web.problems import RETRY_AFTER_SECONDS, problem
+from emailsvc.web.reading import answer
+
+blueprint = Blueprint("health", __name__)
+
+_COUNTERS = {
+    "received": "E-mails accepted",
+    "duplicates": "Webhooks answered as duplicates",
+    "mismatches": "Webhooks with a known id and other content",
+    "sent": "E-mails taken by the mail server",
+    "failed_attempts": "Attempts that did not end in sent",
+}
+_GAUGES = {
+    "pending": "E-mails waiting",
+    "sending": "E-mails in a worker's hands",
+    "failed": "E-mails given up",
+    "cancelled": "E-mails taken back",
+    "dead_letters": "Unresolved dead letters",
+}
+
+
+@blueprint.get("/healthz")
+def healthz() -> Response:
+    return answer(Health("ok"))
+
+
+@blueprint.get("/readyz")
+def readyz() -> Response:
+    wrong = reports.readiness(service().engine, service().config)
+    if not wrong:
+        return answer(Ready("ready"))
+    details: dict[str, Any] = {"problems": wrong} if auth.is_operator() else {}
+    refusal = problem(503, "not_ready", "The service cannot deliver at the moment.", **details)
+    refusal.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return refusal
+
+
+@blueprint.get("/metrics")
+def metrics() -> Response:
+    auth.require_operator()
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(reports.stats(service().engine)))
+    return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+
+class _Collector:
+    """`/stats` in Prometheus' terms: the database counts for all processes, so nothing is kept in this one."""
+
+    def __init__(self, stats: dict[str, Any]) -> None:
+        self.stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        for name, meaning in _COUNTERS.items():
+            yield CounterMetricFamily(f"emailsvc_{name}", meaning, value=self.stats[name])
+        for name, meaning in _GAUGES.items():
+            yield GaugeMetricFamily(f"emailsvc_{name}", meaning, value=self.stats[name])
+        oldest = self.stats["oldest_pending_seconds"] or 0
+        yield GaugeMetricFamily("emailsvc_oldest_pending_seconds", "Age of the oldest due e-mail", value=oldest)
+        state = GaugeMetricFamily("emailsvc_delivery", "1 for the state that delivery is in", labels=["state"])
+        for one in ("running", "paused", "outage"):
+            state.add_metric([one], float(self.stats["delivery"]["state"] == one))
+        yield state

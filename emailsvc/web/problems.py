@@ -1,0 +1,99 @@
+"""Errors as ``application/problem+json`` (RFC 9457), each with a stable ``code``."""
+
+from __future__ import annotations
+
+import logging
+import re
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from flask import Flask, Response, request
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
+
+from emailsvc.errors import ServiceError
+
+log = logging.getLogger("emailsvc.web")
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 5
+
+_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
+
+
+def register(app: Flask) -> None:
+    app.register_error_handler(ServiceError, _service_error)
+    app.register_error_handler(HTTPException, _http_exception)
+    for away in (OperationalError, InterfaceError, PoolTimeout):
+        app.register_error_handler(away, _database_away)
+    app.register_error_handler(DBAPIError, _database_error)
+    app.register_error_handler(Exception, _unexpected)
+
+
+def problem(status: int, code: str, detail: str, field: str | None = None, **members: Any) -> Response:
+    document = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    document |= {"code": code} | ({"field": field} if field is not None else {}) | members
+    return Response(msgspec.json.encode(document), status, mimetype=MEDIA_TYPE)
+
+
+def harden(response: Response) -> Response:
+    """What every answer carries: it is about somebody's e-mail, so nothing caches, frames or guesses it."""
+    response.headers.setdefault("Cache-Control", "no-store")
+    response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "same-origin"
+    return response
+
+
+def _service_error(error: ServiceError) -> Response:
+    answer = problem(error.status, error.code, error.detail, error.field)
+    if error.status == 401:
+        # RFC 9110 §11.6.1. Basic only where a person may be looking, so that no script gets a browser's login window.
+        basic = 'Basic realm="emailsvc", charset="UTF-8", ' if request.method == "GET" else ""
+        answer.headers["WWW-Authenticate"] = f'{basic}Bearer realm="emailsvc"'
+    if error.status == 503:
+        answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return answer
+
+
+def _http_exception(error: HTTPException) -> HTTPException | Response:
+    status = error.code or 500
+    if status < 400:  # a redirect
+        return error
+    if isinstance(error, ClientDisconnected):
+        return problem(400, "incomplete_body", "The body ended before its announced length.")
+    if isinstance(error, RequestEntityTooLarge):
+        return problem(413, "too_large", f"A request may have {request.max_content_length} bytes.")
+    code = _CODES.get(status) or re.sub(r"\W+", "_", HTTPStatus(status).phrase.lower())
+    answer = problem(status, code, error.description or HTTPStatus(status).phrase)
+    allowed = error.get_response().headers.get("Allow")
+    if allowed:
+        answer.headers["Allow"] = allowed
+    return answer
+
+
+def _database_away(error: Exception) -> Response:
+    """Nothing was acknowledged, so the sender tries again; if the row did commit, that is a clean duplicate."""
+    log.error("database_unavailable", extra={"fields": {"path": request.path, "error": _in_short(error)}})
+    answer = problem(503, "database_unavailable", "The database does not answer. Nothing is lost: please try again.")
+    answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return answer
+
+
+def _database_error(error: DBAPIError) -> Response:
+    return _database_away(error) if error.connection_invalidated else _unexpected(error)
+
+
+def _unexpected(error: Exception) -> Response:
+    # SQLAlchemy quotes a statement's parameters, which are the mail: only its cause is logged, and no text of others.
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    fields = {"method": request.method, "path": request.path, "error": type(cause).__name__}
+    log.error("internal_error", extra={"fields": fields}, exc_info=None if cause is not error else error)
+    return problem(500, "internal_error", "Something went wrong here; it was logged.")
+
+
+def _in_short(error: Exception) -> str:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return str(cause).partition("\n")[0][:200]

@@ -1,0 +1,59 @@
+"""Reading requests and writing answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from flask import Response, request
+from werkzeug.exceptions import HTTPException
+
+from emailsvc.decoding import decode, translate
+from emailsvc.errors import ServiceError
+
+T = TypeVar("T")
+
+
+def body() -> bytes:
+    """The raw body, in full. Raises ServiceError(400, "incomplete_body") when it breaks off.
+
+    More than MAX_REQUEST_BYTES is refused by the announced length, or while it is read when none is announced.
+    """
+    try:
+        return request.get_data()
+    except HTTPException:
+        raise
+    except Exception as exc:  # the server's own classes: a broken chunk, a connection that went away
+        raise ServiceError(400, "incomplete_body", "The body broke off or was not sent as HTTP asks.") from exc
+
+
+def json_body() -> bytes:
+    """The raw body of a request that says it is JSON; a browser cannot say so on behalf of a foreign site."""
+    if request.mimetype != "application/json" and not request.mimetype.endswith("+json"):
+        raise ServiceError(415, "not_json", "Send JSON, with Content-Type: application/json.")
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise ServiceError(415, "not_json", "Send the JSON as it is, without a Content-Encoding.")
+    return body()
+
+
+def json_as(kind: type[T]) -> T:
+    return decode(msgspec.json.Decoder(kind), json_body())
+
+
+def optional_json_as(kind: type[T]) -> T:
+    """For calls whose body may be left out, so that ``curl -X POST`` is enough."""
+    return json_as(kind) if body() else kind()
+
+
+def query_as(kind: type[T]) -> T:
+    """The query string against a declaration; a parameter given twice or not known is refused like any bad one."""
+    given: dict[str, Any] = {name: values[0] if len(values) == 1 else values for name, values in request.args.lists()}
+    try:
+        return msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as exc:
+        raise translate(exc) from exc
+
+
+def answer(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content) + b"\n", status, headers, mimetype="application/json")

@@ -1,0 +1,96 @@
+"""Where senders post e-mails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import cast
+
+from flask import Blueprint, Response
+
+from emailsvc import clock, outbox
+from emailsvc.config import Config
+from emailsvc.errors import InvalidPayload, ServiceError
+from emailsvc.extensions import service
+from emailsvc.payload import Rules, parse_batch, parse_email
+from emailsvc.web import auth
+from emailsvc.web.answers import AcceptedAnswer, BatchAnswer, BatchResult, DuplicateAnswer, State
+from emailsvc.web.reading import answer, json_body
+
+log = logging.getLogger("emailsvc.web")
+
+blueprint = Blueprint("webhook", __name__)
+blueprint.before_request(auth.require_sender)
+
+SCHEDULED_WITHIN = timedelta(seconds=60)  # what is due later is the sweep's
+MISMATCH = "This email_id was accepted before with other content; the first one stands and this one is not sent."
+
+
+@blueprint.post("/webhook/email")
+def email() -> Response:
+    config = service().config
+    accepted = outbox.accept(service().engine, parse_email(json_body(), _rules(config)), config)
+    _wake_for([accepted])
+    _log(accepted)
+    if accepted.status == "accepted":
+        return answer(AcceptedAnswer("accepted", accepted.email_id, "pending"), 202)
+    mismatch = accepted.status == "mismatch"
+    if mismatch and config.on_mismatch == "reject":
+        raise ServiceError(422, "payload_mismatch", MISMATCH, "email_id")
+    return answer(_duplicate(accepted, mismatch), 200, {"Idempotent-Replayed": "true"})
+
+
+@blueprint.post("/webhook/email/batch")
+def batch() -> Response:
+    config = service().config
+    items = parse_batch(json_body(), _rules(config))
+    answers = outbox.accept_many(
+        service().engine, [item for item in items if not isinstance(item, InvalidPayload)], config
+    )
+    _wake_for(answers)
+    stored = iter(answers)
+    results = [
+        _invalid(index, item) if isinstance(item, InvalidPayload) else _result(index, next(stored), config)
+        for index, item in enumerate(items)
+    ]
+    return answer(BatchAnswer(results))
+
+
+def _rules(config: Config) -> Rules:
+    return Rules(config.from_domains, config.idempotency_header)
+
+
+def _duplicate(accepted: outbox.Accepted, mismatch: bool) -> DuplicateAnswer:
+    first_received_at = str(clock.isoformat(accepted.first_received_at))
+    state = cast(State, accepted.state)
+    return DuplicateAnswer("duplicate", accepted.email_id, state, first_received_at, accepted.duplicates, mismatch)
+
+
+def _invalid(index: int, error: InvalidPayload) -> BatchResult:
+    return BatchResult(index, "invalid", code=error.code, field=error.field, detail=error.detail)
+
+
+def _result(index: int, accepted: outbox.Accepted, config: Config) -> BatchResult:
+    _log(accepted)
+    state = cast(State, accepted.state)
+    if accepted.status == "mismatch" and config.on_mismatch == "reject":
+        return BatchResult(index, "mismatch", accepted.email_id, state, "payload_mismatch", "email_id", MISMATCH)
+    return BatchResult(index, "accepted" if accepted.status == "accepted" else "duplicate", accepted.email_id, state)
+
+
+def _wake_for(answers: Sequence[outbox.Accepted]) -> None:
+    """After the commit, and for duplicates too: the first one's wake-up may have been lost."""
+    if any(accepted.due for accepted in answers):
+        service().wake()
+        return
+    coming = [accepted.due_at for accepted in answers if accepted.due_at is not None]
+    if coming and min(coming) - clock.utcnow() <= SCHEDULED_WITHIN:
+        service().schedule(min(coming))
+
+
+def _log(accepted: outbox.Accepted) -> None:
+    fields = {"email_id": accepted.email_id, "state": accepted.state}
+    if accepted.status != "accepted":
+        fields["duplicates"] = str(accepted.duplicates)
+    log.info(accepted.status, extra={"fields": fields})

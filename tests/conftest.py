@@ -1,0 +1,229 @@
+"""Fixtures: a clean environment, no way out of this machine, and an empty migrated database of each kind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import Engine
+
+from emailsvc import config as configuration
+from emailsvc.config import Config
+from tests.servers import MissingServer, PostgreSQL, Redis
+from tests.stack import Stack
+
+for _name in ("DYNO", *(setting.name for setting in configuration.SETTINGS)):
+    os.environ.pop(_name, None)  # for this process and the ones that tests start
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _closed_to_the_outside() -> Iterator[None]:
+    """Connections and name look-ups stay on this machine; anything else is an error that names the address."""
+    connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        _check_address(self, address)
+        connect(self, address)
+
+    def guarded_connect_ex(self: socket.socket, address: Any) -> int:
+        _check_address(self, address)
+        return connect_ex(self, address)
+
+    def guarded_getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name not in (None, "", "localhost") and not _is_address(name):
+            raise socket.gaierror(socket.EAI_NONAME, f"tests look up no names, and this was {name!r}")
+        return getaddrinfo(host, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded_connect)
+        patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+        patch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
+        yield
+
+
+def _check_address(sock: socket.socket, address: Any) -> None:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    host = address[0]
+    if host == "localhost" or (_is_address(host) and ip_address(host).is_loopback) or _is_ours(sock.family, host):
+        return
+    raise AssertionError(f"a test reached for {host!r}, outside this machine")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_ours(family: int, host: str) -> bool:
+    """An address of this machine's own is one that can be bound."""
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
+
+
+def _server(start: Callable[[], Any]) -> Any:
+    try:
+        return start()
+    except MissingServer as missing:
+        if os.environ.get("CI", "").lower() in ("1", "true"):
+            pytest.fail(f"{missing}, and in CI nothing may be skipped")
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """The session's server, which every test shares: never stop it, see ``own_postgresql``."""
+    server: PostgreSQL = _server(PostgreSQL)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def own_postgresql() -> Iterator[PostgreSQL]:
+    """A server of this test's own, to be stopped, killed and frozen. Its databases are empty, without a schema."""
+    server: PostgreSQL = _server(PostgreSQL)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def _redis() -> Iterator[Redis]:
+    server: Redis = _server(Redis)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis_url(_redis: Redis) -> str:
+    """The session's Redis, emptied. Never stop it, see ``own_redis``."""
+    _redis.flushall()
+    return _redis.url
+
+
+@pytest.fixture
+def own_redis() -> Iterator[Redis]:
+    """A Redis of this test's own, to be killed, frozen and flushed."""
+    server: Redis = _server(Redis)
+    yield server
+    server.close()
+
+
+def migrate(url: str, instance: Path) -> None:
+    from emailsvc import schema
+    from emailsvc.app import create_app
+
+    instance.mkdir(parents=True, exist_ok=True)
+    app = create_app(configuration.load({"DATABASE_URL": url}, instance))
+    schema.upgrade(app)
+    app.extensions["emailsvc"].engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def _postgresql_template(postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> str:
+    name = postgresql.create_database()
+    migrate(postgresql.url(name), tmp_path_factory.mktemp("template") / "instance")
+    return name
+
+
+@pytest.fixture(scope="session")
+def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("template")
+    migrate(f"sqlite:///{folder}/template.db", folder / "instance")
+    assert not (folder / "template.db-wal").exists(), "a connection to the template is still open"
+    return folder / "template.db"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty, migrated database, once of each kind.
+
+    For one kind only: ``@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)``.
+    """
+    if request.param == "sqlite":
+        shutil.copyfile(request.getfixturevalue("_sqlite_template"), tmp_path / "emailsvc.db")
+        yield f"sqlite:///{tmp_path}/emailsvc.db"
+        return
+    server: PostgreSQL = request.getfixturevalue("postgresql")
+    name = server.create_database(request.getfixturevalue("_postgresql_template"))
+    yield server.url(name)
+    server.drop_database(name)
+
+
+@pytest.fixture
+def make_config(database_url: str, tmp_path: Path) -> Callable[..., Config]:
+    """``make_config(batch_size=2)`` is ``BATCH_SIZE=2`` in an otherwise empty environment, on this test's database."""
+
+    def make(**overrides: object) -> Config:
+        environ = {"DATABASE_URL": database_url} | {name.upper(): str(value) for name, value in overrides.items()}
+        instance = tmp_path / "instance"
+        instance.mkdir(exist_ok=True)
+        return configuration.load(environ, instance)
+
+    return make
+
+
+@pytest.fixture
+def config(make_config: Callable[..., Config]) -> Config:
+    return make_config()
+
+
+@pytest.fixture
+def make_app() -> Iterator[Callable[[Config], Flask]]:
+    from emailsvc.app import create_app
+
+    made: list[Flask] = []
+
+    def make(config: Config) -> Flask:
+        made.append(create_app(config))
+        return made[-1]
+
+    yield make
+    for app in made:
+        app.extensions["emailsvc"].engine.dispose()
+
+
+@pytest.fixture
+def app(make_app: Callable[[Config], Flask], config: Config) -> Flask:
+    return make_app(config)
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def engine(app: Flask) -> Engine:
+    engine: Engine = app.extensions["emailsvc"].engine
+    return engine
+
+
+@pytest.fixture
+def make_stack(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
+    """``make_stack(DATABASE_URL=…)``: a deploy in a folder of its own; what it logged is shown when the test fails."""
+    made: list[Stack] = []
+
+    def make(**environ: str) -> Stack:
+        made.append(Stack(tmp_path / f"stack{len(made)}", **environ))
+        return made[-1]
+
+    yield make
+    for stack in made:
+        stack.stop()
+        print(stack.tail())

@@ -1,0 +1,198 @@
+"""Real processes and signals: a worker that is killed, one that is asked to stop, and a newcomer's first minute."""
+
+from __future__ import annotations
+
+import fcntl
+import http.client
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator
+from email import message_from_bytes
+from email.policy import default
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.servers import PostgreSQL, free_port, wait_for
+from tests.sink import Sink
+from tests.stack import SHORT, Stack, email
+
+
+@pytest.fixture
+def database(postgresql: PostgreSQL) -> Iterator[str]:
+    name = postgresql.create_database()
+    yield postgresql.url(name)
+    postgresql.drop_database(name)
+
+
+def rows(url: str, query: str) -> list[Any]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(query.encode()).fetchall()
+
+
+def test_a_killed_worker_leaves_only_the_lowest_row_of_each_claim_uncertain(
+    make_stack: Callable[..., Stack], database: str, redis_url: str, sink: Sink
+) -> None:
+    sink.delay_replies(0.2)
+    stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=sink.url, WORKER_THREADS="4", **SHORT)
+    _, (worker,) = stack.start(workers=1)
+    ids = [f"mail-{number}" for number in range(120)]
+    stack.together(8, ids, lambda email_id: stack.post(email(email_id)))
+    claims = "SELECT claim, min(id) FROM emails WHERE status = 'sending' GROUP BY claim HAVING count(*) > 2"
+    wait_for(lambda: len(sink.copies()) > 10 and len(rows(database, claims)) == 4, 30, "four batches in hand")
+    worker.kill9()
+    in_hand = rows(database, "SELECT claim, id, email_id FROM emails WHERE status = 'sending' ORDER BY id")
+    lowest = {claim: email_id for claim, _, email_id in reversed(in_hand)}
+    assert len(in_hand) > len(lowest) >= 3
+    stack.spawn("worker")
+    stats = stack.wait_settled(40)
+    letters = stack.dead_letters()
+    assert {letter["email_id"] for letter in letters} == set(lowest.values())
+    assert {letter["reason"] for letter in letters} == {"uncertain"}
+    copies = sink.copies()
+    assert {email_id: copies[email_id] for email_id in ids if email_id not in lowest.values()} == dict.fromkeys(
+        set(ids) - set(lowest.values()), 1
+    )
+    assert max(copies.values()) == 1
+    assert stats["sent"] == len(ids) - len(letters)
+
+
+def test_sigterm_sent_twice_to_every_process_leaves_nothing_in_hand(
+    make_stack: Callable[..., Stack], database: str, redis_url: str, sink: Sink
+) -> None:
+    sink.delay_replies(0.3)
+    stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=sink.url)
+    stack.start(workers=2)
+    ids = [f"mail-{number}" for number in range(150)]
+    stack.together(8, ids, lambda email_id: stack.post(email(email_id)))
+    wait_for(lambda: len(sink.copies()) > 10, 30, "the workers to be busy")
+    for process in list(stack.processes):
+        process.term(times=2)
+    for process in list(stack.processes):
+        process.wait(25)
+    left = Counter(dict(rows(database, "SELECT status, count(*) FROM emails GROUP BY status")))
+    assert left["sending"] == 0
+    assert left["failed"] == 0
+    assert left["pending"] > 0, "the workers were stopped in the middle of their work"
+    assert rows(database, "SELECT max(attempts) FROM emails WHERE status = 'pending'") == [(0,)]
+    assert left["sent"] == len(sink.copies())
+    sink.delay_replies(0)
+    stack.spawn("web")
+    stack.spawn("worker")
+    stack.wait_ready()
+    assert stack.wait_settled(90)["sent"] == len(ids)
+    assert sink.copies() == Counter(dict.fromkeys(ids, 1))
+
+
+def test_flask_start_shows_a_curl_that_works_and_ends_on_ctrl_c(make_stack: Callable[..., Stack]) -> None:
+    stack = make_stack()
+    del stack.environ["API_TOKENS"], stack.environ["WEB_CONCURRENCY"]
+    start = stack.spawn("start", "flask start")
+    stack.wait_ready()
+    command = wait_for(lambda: re.search(r"curl (?:.*\\\n)*.*", start.output()), 10, start.output)
+    arguments = shlex.split(command.group(0).replace("\\\n", " "))
+    first, second = (_play_curl(arguments) for _ in range(2))
+    assert (first[0], second[0]) == (202, 200)
+    stats = stack.wait_settled(20)
+    assert (stats["received"], stats["duplicates"], stats["sent"]) == (1, 1, 1)
+    (written,) = (stack.folder / "instance" / "outbox").glob("*.eml")
+    assert message_from_bytes(written.read_bytes(), policy=default)["To"]
+    start.signal(signal.SIGINT)
+    assert start.wait(25) == 0, start.output()
+    assert "Traceback" not in start.output()
+
+
+def _play_curl(arguments: list[str]) -> tuple[int, bytes]:
+    """What curl does with such a line, where curl itself is not installed."""
+    url = next(word for word in arguments if word.startswith("http"))
+    data = next(arguments[n + 1] for n, word in enumerate(arguments) if word in ("-d", "--data", "--json"))
+    assert "--json" in arguments or any("application/json" in word for word in arguments)
+    address, _, path = url.removeprefix("http://").partition("/")
+    connection = http.client.HTTPConnection(address, timeout=10)
+    try:
+        connection.request("POST", f"/{path}", data, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def test_flask_start_ends_cleanly_when_its_terminal_sends_ctrl_c_to_the_whole_group(
+    make_stack: Callable[..., Stack], sink: Sink
+) -> None:
+    sink.delay_replies(0.3)
+    stack = make_stack(SMTP_URL=sink.url)
+    start = stack.spawn("start", "flask start")
+    stack.wait_ready()
+    ids = [f"mail-{number}" for number in range(60)]
+    stack.together(4, ids, lambda email_id: stack.post(email(email_id)))
+    wait_for(lambda: len(sink.copies()) > 4, 20, "some mail to be sent")
+    os.killpg(start.pid, signal.SIGINT)
+    assert start.wait(25) == 0, start.output()
+    assert "Traceback" not in start.output()
+    sink.delay_replies(0)
+    stack.spawn("start", "flask start")
+    stack.wait_ready()
+    assert stack.wait_settled(60)["sent"] == len(ids)
+    assert sink.copies() == Counter(dict.fromkeys(ids, 1))
+
+
+def test_a_stranger_on_the_network_is_told_what_to_set(make_stack: Callable[..., Stack]) -> None:
+    host = _own_address()
+    if host is None:
+        pytest.skip("this machine has no address beside loopback")
+    stack = make_stack()
+    del stack.environ["API_TOKENS"]
+    stack.spawn("start", "flask start", PORT=str(stack.port))
+    stack.wait_ready()
+
+    def ask(method: str, path: str) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection(host, stack.port, timeout=10)
+        try:
+            body = json.dumps(email("from-outside")) if method == "POST" else None
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    assert ask("GET", "/healthz")[0] == 200
+    doors = [("POST", "/webhook/email"), ("GET", "/stats"), ("GET", "/stats/dead-letters"), ("GET", "/metrics")]
+    for method, path in doors:
+        status, body = ask(method, path)
+        assert status == 403, (path, body)
+        assert "API_TOKENS" in json.loads(body)["detail"]
+    assert stack.stats()["received"] == 0
+
+
+def _own_address() -> str | None:
+    """An IPv4 address of this machine that is not loopback (Linux: SIOCGIFADDR)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()))
+            except OSError:
+                continue
+            address = socket.inet_ntoa(answer[20:24])
+            if not address.startswith("127."):
+                return address
+    return None
+
+
+def test_an_old_schema_is_named_and_nothing_starts(make_stack: Callable[..., Stack], postgresql: PostgreSQL) -> None:
+    database = postgresql.create_database()
+    stack = make_stack(DATABASE_URL=postgresql.url(database), SMTP_URL=f"smtp://127.0.0.1:{free_port()}")
+    try:
+        for name in ("web", "worker"):
+            process = stack.spawn(name)
+            assert process.wait(30) != 0
+            assert "flask db upgrade" in process.output()
+    finally:
+        postgresql.drop_database(database)

@@ -1,0 +1,172 @@
+"""What the house promises about itself: layers, documents and tables that must stay in step with the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, create_engine
+
+from emailsvc import config
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "emailsvc"
+
+LAYERS = [
+    {"wsgi", "worker"},
+    {"app"},
+    {"web", "cli"},
+    {"tasks", "start", "diagnosis"},
+    {"queue", "delivery"},
+    {"outbox", "reports", "mail", "schema"},
+    {"models"},
+    {"extensions", "locks", "log"},
+    {"config", "payload"},
+    {"retry", "signing", "outcome", "addresses", "decoding"},
+    {"errors", "clock"},
+]
+"""Each row imports only from rows below it; the files of one package know each other."""
+
+PURE = set().union(*LAYERS[-3:])
+NOT_IN_PURE = {"flask", "flask_sqlalchemy", "flask_migrate", "sqlalchemy", "redis", "huey", "psycopg"}
+NOT_IN_DELIVERY = {"flask", "huey"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Every file of the application with the name of its row."""
+    yield "wsgi", ROOT / "wsgi.py"
+    for path in sorted(PACKAGE.rglob("*.py")):
+        first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if first not in ("__init__", "__main__", "migrations"):
+            yield first, path
+
+
+def imports(path: Path) -> Iterator[str]:
+    """What a file imports when it runs; what it imports for type checkers alone makes no dependency."""
+    tree = ast.parse(path.read_text())
+    for_types = {id(node) for block in ast.walk(tree) if _is_for_types(block) for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def row_of(module: str) -> int:
+    for number, row in enumerate(LAYERS):
+        if module in row:
+            return number
+    raise AssertionError(f"emailsvc/{module} has no row in the layers of tests/test_house.py")
+
+
+def test_each_row_of_modules_imports_only_from_rows_below_it() -> None:
+    wrong = []
+    for module, path in modules():
+        for name in imports(path):
+            if not name.startswith("emailsvc."):
+                continue
+            other = name.split(".")[1]
+            if other != module and other != "__version__" and row_of(other) <= row_of(module):
+                wrong.append(f"{path.relative_to(ROOT)} imports emailsvc.{other}")
+    assert not wrong
+
+
+@pytest.mark.parametrize(("names", "forbidden"), [(PURE, NOT_IN_PURE), ({"delivery"}, NOT_IN_DELIVERY)])
+def test_pure_modules_know_no_framework(names: set[str], forbidden: set[str]) -> None:
+    found = {(module, name.split(".")[0]) for module, path in modules() if module in names for name in imports(path)}
+    assert not {(module, name) for module, name in found if name in forbidden}
+
+
+def test_no_file_is_longer_than_300_lines() -> None:
+    lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for _, path in modules()}
+    assert not {str(path): length for path, length in lengths.items() if length > 300}
+
+
+def test_the_readme_table_shows_every_setting_with_its_default() -> None:
+    shown = {}
+    for line in (ROOT / "README.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        name = re.fullmatch(r"`([A-Z][A-Z_]+)`", cells[0])
+        if name and len(cells) >= 3:
+            shown[name.group(1)] = cells[1].strip("`")
+    defaults = {setting.name: setting.default for setting in config.SETTINGS}
+    assert list(shown) == list(defaults), "the same names in the same order"
+    assert {name: _nothing(text) for name, text in shown.items()} == defaults
+
+
+def _nothing(cell: str) -> str:
+    return "" if cell in ("", "–", "-", "none") else cell
+
+
+def test_env_example_lists_every_setting_with_its_default() -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    shown = [match.groups() for line in lines if (match := re.fullmatch(r"#?\s?([A-Z][A-Z_]+)=(.*)", line))]
+    assert shown == [(setting.name, setting.default) for setting in config.SETTINGS]
+
+
+def test_the_procfile_has_the_three_processes() -> None:
+    names = [line.partition(":")[0] for line in (ROOT / "Procfile").read_text().splitlines() if line.strip()]
+    assert names == ["release", "web", "worker"]
+
+
+def test_every_dependency_is_pinned() -> None:
+    for path in (ROOT / "requirements.txt", ROOT / ".ci" / "requirements.txt"):
+        for line in path.read_text().splitlines():
+            requirement = line.partition("#")[0].strip()
+            assert not requirement or re.fullmatch(r"[a-z0-9-]+(\[[a-z]+\])?==[0-9][0-9a-z.]*", requirement), line
+
+
+def test_the_files_that_a_visitor_looks_for_are_there() -> None:
+    for name in ("README.md", "CHANGELOG.md", "LICENSE", ".env.example", ".python-version", "instance/.gitkeep"):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index")  # SQLite's
+@pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified expression-based index")
+def test_the_migrations_make_exactly_the_tables_of_the_models(database_url: str) -> None:
+    from emailsvc.models import Base
+
+    engine = create_engine(config.load({"DATABASE_URL": database_url}, Path("instance")).database_url)
+    assert not _differences(engine, Base.metadata)
+
+
+def _differences(engine: Engine, metadata: object) -> list[object]:
+    try:
+        with engine.connect() as connection:
+            context = MigrationContext.configure(
+                connection, opts={"compare_type": True, "compare_server_default": True}
+            )
+            return list(compare_metadata(context, metadata))
+    finally:
+        engine.dispose()
+
+
+def test_the_readme_explains_every_problem_code() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert not {code for code in problem_codes() if f"`{code}`" not in readme}
+
+
+def problem_codes() -> set[str]:
+    """The second argument of ServiceError, the first of InvalidPayload and Conflict, wherever it is a literal."""
+    position = {"ServiceError": 1, "InvalidPayload": 0, "Conflict": 0}
+    found = {"not_found"}
+    for _, path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id not in position:
+                continue
+            arguments = node.args[position[node.func.id] :]
+            if arguments and isinstance(arguments[0], ast.Constant) and isinstance(arguments[0].value, str):
+                found.add(arguments[0].value)
+    return found

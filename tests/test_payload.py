@@ -1,0 +1,423 @@
+"""The payload: what is accepted, and how what is not is named."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emailsvc.errors import InvalidPayload
+from emailsvc.payload import EmailPayload, NewEmail, Rules, parse_batch, parse_email
+
+RULES = Rules(frozenset({"example.com", "münchen.example"}), "X-Idempotency-Key")
+MINIMAL = {"email_id": "order-1", "user": "ada@example.com", "subject": "Hello", "body": "Hello, Ada."}
+PDF = {"filename": "a.pdf", "content_type": "application/pdf", "content": base64.b64encode(b"%PDF").decode()}
+
+
+def encode(**changes: Any) -> bytes:
+    return json.dumps(MINIMAL | changes).encode()
+
+
+def parse(**changes: Any) -> NewEmail:
+    return parse_email(encode(**changes), RULES)
+
+
+def refusal(raw: bytes) -> tuple[str, str | None]:
+    with pytest.raises(InvalidPayload) as raised:
+        parse_email(raw, RULES)
+    assert raised.value.status == 400
+    assert len(raised.value.detail) < 1000
+    return raised.value.code, raised.value.field
+
+
+def test_four_fields_are_enough() -> None:
+    email = parse()
+    assert (email.email_id, email.user, email.subject, email.body) == tuple(MINIMAL.values())
+    assert (email.html, email.sender, email.reply_to, email.headers, email.attachments) == (None, None, None, {}, ())
+    assert (email.send_at, email.expires_at, email.priority, email.on_uncertain) == (None, None, "normal", None)
+
+
+def test_every_field_is_read() -> None:
+    email = parse(
+        html="<p>Hello</p>",
+        **{"from": "billing@example.com"},
+        reply_to="help@example.org",
+        headers={"List-Unsubscribe": "<https://example.com/u>"},
+        attachments=[PDF],
+        send_at="2030-01-01T10:00:00+02:00",
+        expires_at="2030-01-02T00:00:00Z",
+        priority="high",
+        on_uncertain="retry",
+        state={"any": ["thing"]},
+    )
+    assert email.sender == "billing@example.com"
+    assert email.attachments[0].content == b"%PDF"
+    assert email.send_at == datetime(2030, 1, 1, 8, tzinfo=UTC)
+    assert email.send_at.utcoffset() == UTC.utcoffset(None)
+    assert (email.priority, email.on_uncertain) == ("high", "retry")
+
+
+def test_null_for_an_optional_field_is_as_if_it_were_absent() -> None:
+    optional = [name for name in msgspec.structs.fields(EmailPayload) if not name.required]
+    assert len(optional) == 10
+    assert parse(**{name.encode_name: None for name in optional}) == parse()
+
+
+def test_size_counts_bytes_of_all_content() -> None:
+    plain = parse(body="")
+    assert parse(body="ä" * 10).size - plain.size == 20
+    assert parse(body="", html="x" * 10).size - plain.size == 10
+    assert parse(body="", attachments=[PDF, PDF]).size - plain.size == 8
+
+
+ADDRESSES = [
+    "ada@example.com", "a@b", "ada+news.letter@mail.example.co.uk", "o'brien@example.com", "root@localhost",
+    "x@a_b.example",    "a@xn--mnchen-3ya.example", "jörg@example.com", "ada@münchen.example", "用户@例え.jp", "a" * 64 + "@example.com",
+]  # fmt: skip
+NOT_ADDRESSES = [
+    "", "ada", "ada@", "@example.com", "ada@example.com, bob@example.com", "ada@example.com;bob@example.com",
+    "ada@example.com bob@example.com", "Ada <ada@example.com>", "<ada@example.com>", "ada@bob@example.com",
+    '"ada, x"@example.com', "ada@[127.0.0.1]", "ada@-example.com", "ada@example..com", "ada@example.com.",
+    ".ada@example.com",    "ada..x@example.com", " ada@example.com", "ada@example.com ", "ada@exam ple.com", "a" * 65 + "@example.com",
+    "é" * 33 + "@example.com", "a@" + "b." * 130 + "com", "a@" + "x" * 64, "ada@straße.example", "ada@example。com",
+    "ada@" + "é" * 80, "a\u00a0b@example.com", "ada@exa\u200dmple.com", "a@b\u0130.com" * 30, "(x)ada@example.com",
+    "ada@example.com\n", "ada@example.com\r\nBcc: eve@example.com", "ada\x00@example.com", "ada@example.com\u2028",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("user", ADDRESSES)
+def test_it_takes_one_bare_address(user: str) -> None:
+    assert parse(user=user, reply_to=user).user == user
+
+
+@pytest.mark.parametrize("field", ["user", "reply_to", "from"])
+@pytest.mark.parametrize("address", NOT_ADDRESSES)
+def test_it_refuses_all_else_as_an_address(address: str, field: str) -> None:
+    assert refusal(encode(**{field: address})) == ("invalid_field", field)
+
+
+@pytest.mark.parametrize(
+    "sender", ["a@example.com", "a@EXAMPLE.com", "a@münchen.example", "a@xn--mnchen-3ya.example", "ö@example.com"]
+)
+def test_from_may_be_in_the_allowed_domains(sender: str) -> None:
+    assert parse(**{"from": sender}).sender == sender
+
+
+@pytest.mark.parametrize("sender", ["a@evil.com", "a@sub.example.com", "a@example.com.evil.com", "a@xn--a"])
+def test_from_may_not_be_elsewhere(sender: str) -> None:
+    assert refusal(encode(**{"from": sender})) == ("invalid_field", "from")
+
+
+LINE_ENDS = ["\r", "\n", "\r\n", "\v", "\f", "\0", "\x1b", "\x7f", "\x85", "\u2028", "\u2029"]
+
+
+@pytest.mark.parametrize("character", [*LINE_ENDS, "\t"])
+def test_control_characters_and_line_ends_are_refused_in_every_header_field(character: str) -> None:
+    text = f"a{character}Bcc: eve@example.com"
+    assert refusal(encode(email_id=text)) == ("invalid_field", "email_id")
+    assert refusal(encode(subject=text)) == ("invalid_field", "subject")
+    assert refusal(encode(subject=f"a{character}")) == ("invalid_field", "subject")
+    assert refusal(encode(headers={"X-A": text})) == ("invalid_field", "headers.X-A")
+    assert refusal(encode(headers={f"X{character}": "a"})) == ("invalid_field", f"headers.X{character}")
+    name = PDF | {"filename": text}
+    assert refusal(encode(attachments=[PDF, name])) == ("invalid_field", "attachments[1].filename")
+    kind = PDF | {"content_type": f"text/plain; a={text}"}
+    assert refusal(encode(attachments=[kind])) == ("invalid_field", "attachments[0].content_type")
+
+
+def test_the_body_may_hold_anything_but_nul_and_halves_of_characters() -> None:
+    assert parse(body="".join(LINE_ENDS).replace("\0", "") + "\r\n.\r\n").body.endswith(".\r\n")
+    assert parse(subject="", body="").body == ""
+    for field in ("body", "html"):
+        assert refusal(encode(**{field: "a\0b"})) == ("invalid_field", field)
+        assert refusal(encode(**{field: "\ud800"})) == ("invalid_field", field)
+
+
+FORBIDDEN = [
+    "From", "To", "Cc", "Bcc", "Sender", "Reply-To", "Subject", "Received", "Return-Path", "DKIM-Signature", "ARC-Seal",
+    "Message-ID", "Date", "MIME-Version", "Content-Type", "Content-Transfer-Encoding", "Resent-To", "Auto-Submitted",
+    "X-Idempotency-Key",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_headers_that_the_service_sets_are_refused_in_any_case(name: str) -> None:
+    for spelling in (name, name.lower(), name.upper(), name.swapcase()):
+        assert refusal(encode(headers={spelling: "x"})) == ("invalid_field", f"headers.{spelling}")
+
+
+@pytest.mark.parametrize("name", ["X-Foo", "List-Unsubscribe-Post", "References", "X.y_z!", "x" * 76])
+def test_other_headers_are_kept_as_they_are(name: str) -> None:
+    assert parse(headers={name: "=?utf-8?q?x?= ü"}).headers == {name: "=?utf-8?q?x?= ü"}
+
+
+@pytest.mark.parametrize("name", ["", "X Foo", "X:", "Ü", "X" * 77, "X\u20ac", "(x)", "a@b"])
+def test_a_header_name_is_a_token(name: str) -> None:
+    assert refusal(encode(headers={name: "x"})) == ("invalid_field", f"headers.{name}")
+
+
+def test_the_header_at_fault_is_named_among_others() -> None:
+    assert refusal(encode(headers={"X-A": "a", "X-B": 5})) == ("invalid_field", "headers.X-B")
+    assert refusal(encode(headers={"X-A": "a", "X-B": "b" * 999})) == ("invalid_field", "headers.X-B")
+    assert refusal(encode(headers={"X-A": "a", "x-a": "a"})) == ("invalid_field", "headers.x-a")
+    assert refusal(encode(headers={"X-A": "\udcff"})) == ("invalid_field", "headers.X-A")
+    assert refusal(encode(headers={f"X-{n}": "" for n in range(51)})) == ("too_many", "headers")
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["text/plain; charset=utf-8", 'text/plain;charset="utf 8"', "application/vnd.api+json", "IMAGE/PNG"],
+)
+def test_an_attachment_has_a_media_type(content_type: str) -> None:
+    assert parse(attachments=[PDF | {"content_type": content_type}]).attachments[0].content_type == content_type
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "field"),
+    [
+        ({"content_type": "multipart/mixed"}, "invalid_field", "content_type"),
+        ({"content_type": "Message/rfc822"}, "invalid_field", "content_type"),
+        ({"content_type": "text"}, "invalid_field", "content_type"),
+        ({"content_type": "text/"}, "invalid_field", "content_type"),
+        ({"content_type": "text/plain; x"}, "invalid_field", "content_type"),
+        ({"content_type": "text/plain,text/html"}, "invalid_field", "content_type"),
+        ({"content_type": ""}, "invalid_field", "content_type"),
+        ({"content_type": "text/" + "x" * 300}, "invalid_field", "content_type"),
+        ({"filename": ""}, "invalid_field", "filename"),
+        ({"filename": "../etc/passwd"}, "invalid_field", "filename"),
+        ({"filename": "a\\b"}, "invalid_field", "filename"),
+        ({"filename": "x" * 256}, "invalid_field", "filename"),
+        ({"filename": None}, "invalid_field", "filename"),
+        ({"content": "YQ"}, "invalid_field", "content"),
+        ({"content": "Y-_="}, "invalid_field", "content"),
+        ({"content": "%%%%"}, "invalid_field", "content"),
+        ({"content": 5}, "invalid_field", "content"),
+        ({"inline": True}, "unknown_field", "inline"),
+    ],
+)
+def test_a_bad_attachment_is_named_by_its_place(change: dict[str, Any], code: str, field: str) -> None:
+    assert refusal(encode(attachments=[PDF, PDF | change])) == (code, f"attachments[1].{field}")
+
+
+def test_attachments_are_complete_and_not_too_many() -> None:
+    for name in PDF:
+        part = {key: value for key, value in PDF.items() if key != name}
+        assert refusal(encode(attachments=[part])) == ("missing_field", f"attachments[0].{name}")
+    assert len(parse(attachments=[PDF] * 50).attachments) == 50
+    assert refusal(encode(attachments=[PDF] * 51)) == ("too_many", "attachments")
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["2030-01-01T00:00:00", "2030-01-01", "tomorrow", "", 1893456000, "2030-13-01T00:00:00Z", 
+     "9999-12-31T23:59:59-01:00",     "0001-01-01T00:00:00+01:00", True],
+)  # fmt: skip
+def test_a_moment_has_an_offset_and_a_place_in_the_calendar(moment: object) -> None:
+    assert refusal(encode(send_at=moment)) == ("invalid_field", "send_at")
+    assert refusal(encode(expires_at=moment)) == ("invalid_field", "expires_at")
+
+
+def test_a_deadline_lies_after_the_start_and_may_be_past() -> None:
+    noon = "2030-01-01T12:00:00Z"
+    assert refusal(encode(send_at=noon, expires_at=noon)) == ("invalid_field", "expires_at")
+    assert refusal(encode(send_at=noon, expires_at="2030-01-01T12:30:00+01:00")) == ("invalid_field", "expires_at")
+    assert parse(expires_at="2001-01-01T00:00:00Z").expires_at == datetime(2001, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "field"),
+    [
+        ({"email_id": ""}, "invalid_field", "email_id"),
+        ({"email_id": "x" * 256}, "invalid_field", "email_id"),
+        ({"email_id": "x" * 300}, "invalid_field", "email_id"),
+        ({"email_id": 5}, "invalid_field", "email_id"),
+        ({"email_id": None}, "invalid_field", "email_id"),
+        ({"email_id": "\ud800"}, "invalid_field", "email_id"),
+        ({"subject": "x" * 999}, "invalid_field", "subject"),
+        ({"subject": float("nan")}, "invalid_field", "subject"),
+        ({"body": float("inf")}, "invalid_field", "body"),
+        ({"body": ["a"]}, "invalid_field", "body"),
+        ({"headers": []}, "invalid_field", "headers"),
+        ({"attachments": {}}, "invalid_field", "attachments"),
+        ({"priority": "urgent"}, "invalid_field", "priority"),
+        ({"priority": "x" * 100_000}, "invalid_field", "priority"),
+        ({"on_uncertain": True}, "invalid_field", "on_uncertain"),
+        ({"expire_at": "2030-01-01T00:00:00Z"}, "unknown_field", "expire_at"),
+        ({"sender": "a@example.com"}, "unknown_field", "sender"),
+        ({"to` - at `$.user": 1}, "unknown_field", "user.to"),
+        ({"state": float("nan")}, "invalid_field", "state"),
+    ],
+)
+def test_what_is_wrong_is_named(changes: dict[str, Any], code: str, field: str) -> None:
+    assert refusal(encode(**changes)) == (code, field)
+
+
+@pytest.mark.parametrize("name", list(MINIMAL))
+def test_a_missing_field_is_named(name: str) -> None:
+    raw = json.dumps({key: value for key, value in MINIMAL.items() if key != name}).encode()
+    assert refusal(raw) == ("missing_field", name)
+
+
+@pytest.mark.parametrize("state", [None, 1, 10**400, "x", [], {"a": {"b": [1.5, None]}}, True])
+def test_state_alone_is_ignored_whatever_it_is(state: object) -> None:
+    assert parse(state=state) == parse()
+
+
+@pytest.mark.parametrize(
+    ("raw", "code", "field"),
+    [
+        (b"", "invalid_json", None),
+        (b"{", "invalid_json", None),
+        (b"null", "invalid_field", None),
+        (b"[]", "invalid_field", None),
+        (b'"text"', "invalid_field", None),
+        (b"NaN", "invalid_json", None),
+        (encode() + b"x", "invalid_json", None),
+        (b"\xef\xbb\xbf" + encode(), "invalid_json", None),
+        (encode().decode().encode("utf-16"), "invalid_json", None),
+        (b"[" * 10_000, "invalid_field", None),
+        (b'{"body":' + b"[" * 10_000, "invalid_field", "body"),
+        (b'{"state":' + b"[" * 10_000, "invalid_json", "state"),
+        (b'{"state":' * 10_000, "invalid_json", "state"),
+        (encode(subject="S").replace(b'"S"', b'"\xff"'), "invalid_field", "subject"),
+        (b"email_id=1&user=a%40b", "invalid_json", None),
+        (b'{"email_id":"a"', "invalid_json", None),
+    ],
+)
+def test_what_is_no_json_object_is_refused(raw: bytes, code: str, field: str | None) -> None:
+    assert refusal(raw) == (code, field)
+
+
+def by_the_rule(payload: dict[str, Any]) -> str:
+    """The rule of `fingerprint` in other words."""
+    fields = ("user", "subject", "body", "html", "from", "reply_to", "headers", "attachments")
+    content = {name: payload[name] for name in fields if payload.get(name) not in (None, [], {})}
+    if "attachments" in content:
+        content["attachments"] = [
+            one | {"content": hashlib.sha256(base64.b64decode(one["content"])).hexdigest()}
+            for one in content["attachments"]
+        ]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+FULL = MINIMAL | {
+    "html": "<b>ü\u2028\u007f\u0001</b>",
+    "from": "a@example.com",
+    "reply_to": "b@example.com",
+    "headers": {"X-B": "1", "X-A": "2", "x-z": "\U0001f600"},
+    "attachments": [PDF],
+}
+
+
+def test_the_fingerprint_does_not_depend_on_how_the_json_was_written() -> None:
+    once = parse_email(json.dumps(FULL).encode(), RULES).fingerprint
+    backwards = dict(reversed(FULL.items())) | {"headers": dict(reversed(FULL["headers"].items()))}
+    for raw in (
+        json.dumps(FULL, ensure_ascii=False).encode(),
+        json.dumps(backwards, indent=3).encode(),
+        json.dumps(FULL).replace("/", "\\/").encode(),
+    ):
+        assert parse_email(raw, RULES).fingerprint == once
+    assert once == by_the_rule(FULL)
+
+
+def test_the_fingerprint_ignores_what_the_recipient_never_sees() -> None:
+    unseen = {"email_id": "2", "send_at": "2030-01-01T00:00:00Z", "expires_at": "2031-01-01T00:00:00Z",
+              "priority": "low", "on_uncertain": "retry", "state": 5, "headers": {}, "attachments": [], "html": None}  # fmt: skip
+    assert parse(**unseen).fingerprint == parse().fingerprint == by_the_rule(MINIMAL)
+
+
+def test_the_fingerprint_never_changes_between_versions() -> None:
+    assert parse().fingerprint == "4c0e97b7b3bdbddd5b8b3d6bd85672db9ab7f2d9e52db1588f28c5679ad63f27"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"user": "bob@example.com"}, {"subject": "x"}, {"body": "x"}, {"html": ""}, {"from": "b@example.com"},
+     {"reply_to": "c@example.com"}, {"headers": {"X-B": "1", "X-A": "3", "x-z": "\U0001f600"}},
+     {"attachments": [PDF, PDF]}, {"attachments": [PDF | {"filename": "b.pdf"}]}, {"attachments": [PDF | {"content_type": "text/plain"}]},
+     {"attachments": [PDF | {"content": "YQ=="}]}, {"reply_to": None}],
+)  # fmt: skip
+def test_the_fingerprint_sees_every_change_of_what_the_recipient_gets(change: dict[str, Any]) -> None:
+    changed = parse_email(json.dumps(FULL | change).encode(), RULES)
+    assert changed.fingerprint != by_the_rule(FULL)
+
+
+def test_a_batch_gives_one_result_per_item_in_order() -> None:
+    items = [
+        MINIMAL,
+        MINIMAL | {"user": "nobody"},
+        5,
+        None,
+        MINIMAL | {"email_id": "2"},
+        MINIMAL | {"subject": "\ud800"},
+    ]
+    results = parse_batch(json.dumps({"emails": items}).encode(), RULES)
+    found = [result.email_id if isinstance(result, NewEmail) else result.field for result in results]
+    assert found == ["order-1", "user", None, None, "2", "subject"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "code", "field"),
+    [
+        (b"{}", "missing_field", "emails"),
+        (b'{"emails": {}}', "invalid_field", "emails"),
+        (b'{"emails": [], "more": 1}', "unknown_field", "more"),
+        (json.dumps({"emails": [MINIMAL] * 1001}).encode(), "too_many", "emails"),
+        (b'{"emails": [{]}', "invalid_json", None),
+        (b'{"emails":' + b"[" * 10_000, "invalid_json", "emails"),
+        (json.dumps([MINIMAL]).encode(), "invalid_field", None),
+    ],
+)
+def test_what_is_wrong_with_a_whole_batch_is_raised(raw: bytes, code: str, field: str | None) -> None:
+    with pytest.raises(InvalidPayload) as raised:
+        parse_batch(raw, RULES)
+    assert (raised.value.code, raised.value.field) == (code, field)
+
+
+def test_a_batch_may_be_full_or_empty() -> None:
+    assert parse_batch(b'{"emails": []}', RULES) == []
+    assert len(parse_batch(json.dumps({"emails": [MINIMAL] * 1000}).encode(), RULES)) == 1000
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(alphabet=st.characters()),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(alphabet=st.characters()), inner, max_size=4),
+    max_leaves=10,
+)
+field_names = st.sampled_from([one.encode_name for one in msgspec.structs.fields(EmailPayload)]) | st.text()
+
+
+@settings(max_examples=400)
+@given(st.dictionaries(field_names, anything, max_size=3))
+def test_any_change_to_a_payload_is_refused_by_the_name_of_a_field_or_accepted(changes: dict[str, Any]) -> None:
+    (result,) = parse_batch(b'{"emails":[' + encode(**changes) + b"]}", RULES)
+    if isinstance(result, NewEmail):
+        assert result.fingerprint == by_the_rule(MINIMAL | changes)
+        return
+    assert result.code in {"invalid_field", "unknown_field", "too_many"}
+    assert result.field is not None
+    assert any(result.field.startswith(name[:200]) for name in changes)
+
+
+@given(anything)
+def test_any_json_value_is_refused_or_accepted(value: object) -> None:
+    raw = json.dumps(value).encode()
+    for parser in (parse_email, parse_batch):
+        with pytest.raises(InvalidPayload):
+            parser(raw, RULES)
+
+
+@given(st.binary())
+def test_any_bytes_are_refused(raw: bytes) -> None:
+    for parser in (parse_email, parse_batch):
+        with pytest.raises(InvalidPayload):
+            parser(raw, RULES)
