@@ -14,7 +14,8 @@ LONGEST_ADDRESS = 254  # octets, RFC 5321 §4.5.3.1.3 less the angle brackets
 LONGEST_LOCAL_PART = 64  # octets, RFC 5321 §4.5.3.1.1
 
 # No control characters (C0, DEL, C1) and no Unicode line ends: nothing that a header field could break at.
-ONE_LINE = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"
+PRINTABLE = r"[^\u0000-\u001f\u007f-\u009f\u2028\u2029]"
+ONE_LINE = f"^{PRINTABLE}*$"
 NO_NUL = r"^[^\u0000]*$"
 FILENAME = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029/\\]+$"
 
@@ -38,7 +39,7 @@ FORBIDDEN_HEADERS = (
 )  # fmt: skip
 FORBIDDEN_PREFIXES = ("content-", "resent-", "arc-")
 
-is_one_line = re.compile(ONE_LINE).fullmatch
+_one_line = re.compile(ONE_LINE).fullmatch
 _filename = re.compile(FILENAME).fullmatch
 _ascii_address = re.compile(ADDRESS).fullmatch
 _ascii_domain = re.compile(DOMAIN).fullmatch
@@ -48,7 +49,7 @@ _content_type = re.compile(CONTENT_TYPE).fullmatch
 
 
 def one_line(text: str, field: str) -> None:
-    if not is_one_line(text):
+    if not _one_line(text):
         raise _invalid(field, "may not contain control characters or line breaks")
 
 

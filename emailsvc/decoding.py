@@ -39,7 +39,7 @@ def translate(error: msgspec.ValidationError, raw: bytes = b"") -> InvalidPayloa
     named = _FIELD_NAMED.fullmatch(text)
     if named:
         kind, name = named.groups()
-        field = f"{path}.{name[:_LONGEST_SHOWN]}".lstrip(".")
+        field = _join(path, name[:_LONGEST_SHOWN])
         if kind == "missing required":
             return InvalidPayload("missing_field", f"{field} is required.", field)
         return InvalidPayload("unknown_field", f"{field} is not a field of this request.", field)
@@ -47,6 +47,10 @@ def translate(error: msgspec.ValidationError, raw: bytes = b"") -> InvalidPayloa
         path = _member_at_fault(raw, path.removesuffix("[...]"))
     code = "too_many" if re.search(r"`(array|object)` of length <=", text) else "invalid_field"
     return InvalidPayload(code, f"{path or 'The body'}: {text[0].lower()}{text[1:_LONGEST_SHOWN]}.", path or None)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _split(message: str) -> tuple[str, str]:
@@ -64,7 +68,7 @@ def _member_at_fault(raw: bytes, path: str) -> str:
         name = next(name for name, value in members.items() if not _fits_header(name, value))
     except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
         return path
-    return f"{path}.{name[:_LONGEST_SHOWN]}"
+    return _join(path, name[:_LONGEST_SHOWN])
 
 
 def _fits_header(name: str, value: Any) -> bool:
@@ -72,22 +76,23 @@ def _fits_header(name: str, value: Any) -> bool:
 
 
 def _unreadable_field(raw: bytes) -> str | None:
-    """The first field with a lone surrogate, a byte that is not UTF-8, or NaN; None when the text is not JSON at all.
-
-    Python's own parser lets all of these through, so that they can be found.
-    """
+    """The first field with a lone surrogate, a byte that is not UTF-8, or NaN; None when it is no JSON at all."""
     try:
-        document = json.loads(raw.decode("utf-8", "surrogateescape"), parse_constant=lambda _: "\ud800")
-        return _path_of_surrogate(document)
+        return _path_of_surrogate(read_leniently(raw))
     except (ValueError, RecursionError):
         return None
+
+
+def read_leniently(raw: bytes) -> Any:
+    """Python's own parser lets through what JSON cannot carry; here each such thing becomes a lone surrogate."""
+    return json.loads(raw.decode("utf-8", "surrogateescape"), parse_constant=lambda _: "\ud800")
 
 
 def _path_of_surrogate(value: Any, path: str = "") -> str | None:
     if isinstance(value, str):
         return path or None if re.search("[\ud800-\udfff]", value) else None
     if isinstance(value, dict):
-        members = [(f"{path}.{name}".lstrip("."), member) for name, member in value.items()]
+        members = [(_join(path, name), member) for name, member in value.items()]
     elif isinstance(value, list):
         members = [(f"{path}[{index}]", member) for index, member in enumerate(value)]
     else:

@@ -115,8 +115,8 @@ class _Batch:
         self.earliest: float | None = None
 
     def work(self) -> None:
-        for number in range(len(self.claim.rows)):
-            if not self._wait_for_slot(number) or not self._may_start() or not self._has_time(self.rows[0]):
+        while self.rows:
+            if not self._wait_for_slot() or not self._may_start() or not self._has_time(self.rows[0]):
                 self._release()
                 break
             if not self._one(self.rows.popleft()):
@@ -124,8 +124,9 @@ class _Batch:
         if self.earliest is not None:
             self.drain.schedule(utcnow() + timedelta(seconds=self.earliest - monotonic()))
 
-    def _wait_for_slot(self, number: int) -> bool:
+    def _wait_for_slot(self) -> bool:
         if self.claim.start_at:
+            number = len(self.claim.rows) - len(self.rows)
             self.drain.stopping.wait(max(0.0, self.answered + self.claim.start_at[number] - monotonic()))
         return not self.drain.stopping.is_set()
 

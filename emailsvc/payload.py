@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Raw
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from emailsvc import addresses
-from emailsvc.decoding import decode
+from emailsvc.decoding import decode, read_leniently
 from emailsvc.errors import InvalidPayload
 
 MOST_IN_BATCH = 1000
@@ -76,7 +77,7 @@ class EmailPayload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires_at: Moment | None = None
     priority: Priority | None = None
     on_uncertain: OnUncertain | None = None
-    state: Annotated[Raw, Meta(description="Accepted with any value, and ignored.")] = Raw()
+    state: Annotated[Raw | UnsetType, Meta(description="Accepted with any value, and ignored.")] = UNSET
 
 
 class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -149,7 +150,19 @@ def parse_email(raw: bytes, rules: Rules) -> NewEmail:
 
 def parse_batch(raw: bytes, rules: Rules) -> list[NewEmail | InvalidPayload]:
     """One result per item, in order. What is wrong with an item is its result; trouble with the whole is raised."""
-    return [_parse_item(bytes(item), rules) for item in decode(_envelopes, raw).emails]
+    return [_parse_item(item, rules) for item in _items(raw)]
+
+
+def _items(raw: bytes) -> list[bytes]:
+    try:
+        return [bytes(item) for item in decode(_envelopes, raw).emails]
+    except InvalidPayload as exc:
+        if exc.field is None or not exc.field.startswith("emails["):
+            raise
+    # A title cut in the middle of an emoji must not hold up the other e-mails: take the text apart leniently.
+    document = read_leniently(raw)
+    decode(_envelopes, json.dumps(document | {"emails": [None] * len(document["emails"])}).encode())
+    return [json.dumps(item).encode() for item in document["emails"]]
 
 
 def _parse_item(raw: bytes, rules: Rules) -> NewEmail | InvalidPayload:

@@ -197,7 +197,7 @@ def email(engine: Engine, email_id: str) -> dict[str, Any]:
 def _timeline(connection: Connection, row: Any) -> list[dict[str, Any]]:
     events: list[tuple[datetime, dict[str, Any]]] = [(row.received_at, {"event": "received"})]
     for a in connection.execute(select(Attempt).where(Attempt.email == row.id).order_by(Attempt.id)):
-        words = {"code": a.code, "enhanced": a.enhanced, "text": a.words, "started_at": isoformat(a.started_at)}
+        words = {"code": a.code, "enhanced": a.enhanced, "text": a.text, "started_at": isoformat(a.started_at)}
         events.append((a.at, {"event": a.outcome, **words}))
     letters = select(DeadLetter).where(DeadLetter.email == row.id).order_by(DeadLetter.id)
     for letter in connection.execute(letters):

@@ -16,8 +16,11 @@ from flask.testing import FlaskClient
 from sqlalchemy import Engine
 
 from emailsvc import config as configuration
+from emailsvc import schema
+from emailsvc.app import create_app
 from emailsvc.config import Config
 from tests.servers import MissingServer, PostgreSQL, Redis
+from tests.smtpd import Smtpd
 from tests.stack import Stack
 
 for _name in ("DYNO", *(setting.name for setting in configuration.SETTINGS)):
@@ -77,7 +80,8 @@ def _is_ours(family: int, host: str) -> bool:
     return True
 
 
-def _server(start: Callable[[], Any]) -> Any:
+def started(start: Callable[[], Any]) -> Any:
+    """The server, or a skip that says what to install (in CI: a failure)."""
     try:
         return start()
     except MissingServer as missing:
@@ -89,7 +93,7 @@ def _server(start: Callable[[], Any]) -> Any:
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
     """The session's server, which every test shares: never stop it, see ``own_postgresql``."""
-    server: PostgreSQL = _server(PostgreSQL)
+    server: PostgreSQL = started(PostgreSQL)
     yield server
     server.close()
 
@@ -97,14 +101,14 @@ def postgresql() -> Iterator[PostgreSQL]:
 @pytest.fixture
 def own_postgresql() -> Iterator[PostgreSQL]:
     """A server of this test's own, to be stopped, killed and frozen. Its databases are empty, without a schema."""
-    server: PostgreSQL = _server(PostgreSQL)
+    server: PostgreSQL = started(PostgreSQL)
     yield server
     server.close()
 
 
 @pytest.fixture(scope="session")
 def _redis() -> Iterator[Redis]:
-    server: Redis = _server(Redis)
+    server: Redis = started(Redis)
     yield server
     server.close()
 
@@ -119,15 +123,12 @@ def redis_url(_redis: Redis) -> str:
 @pytest.fixture
 def own_redis() -> Iterator[Redis]:
     """A Redis of this test's own, to be killed, frozen and flushed."""
-    server: Redis = _server(Redis)
+    server: Redis = started(Redis)
     yield server
     server.close()
 
 
 def migrate(url: str, instance: Path) -> None:
-    from emailsvc import schema
-    from emailsvc.app import create_app
-
     instance.mkdir(parents=True, exist_ok=True)
     app = create_app(configuration.load({"DATABASE_URL": url}, instance))
     schema.upgrade(app)
@@ -185,8 +186,6 @@ def config(make_config: Callable[..., Config]) -> Config:
 
 @pytest.fixture
 def make_app() -> Iterator[Callable[[Config], Flask]]:
-    from emailsvc.app import create_app
-
     made: list[Flask] = []
 
     def make(config: Config) -> Flask:
@@ -212,6 +211,13 @@ def client(app: Flask) -> FlaskClient:
 def engine(app: Flask) -> Engine:
     engine: Engine = app.extensions["emailsvc"].engine
     return engine
+
+
+@pytest.fixture
+def sink() -> Iterator[Smtpd]:
+    """A mail server that takes everything, until the test scripts it."""
+    with Smtpd() as server:
+        yield server
 
 
 @pytest.fixture

@@ -26,7 +26,6 @@ import os
 import random
 import re
 import ssl
-import sys
 import threading
 import time
 from collections import Counter, defaultdict, deque
@@ -53,7 +52,8 @@ class Later:
 
 DROP = "drop"  # close the connection
 HANG = "hang"  # never answer
-Step = str | bytes | Drip | Later  # text is a reply line (or DROP, HANG), bytes go out as they are
+STALL = "stall"  # nor read any more
+Step = str | bytes | Drip | Later  # text is a reply line (or one of these words), bytes go out as they are
 Action = Step | tuple[Step, ...]
 
 
@@ -74,7 +74,7 @@ class Plan:
         if self.taken is not None:
             return self.taken
         first = _steps(self.do)[0]
-        return not isinstance(first, str) or first in (DROP, HANG) or first.startswith("2")
+        return not isinstance(first, str) or first in (DROP, HANG, STALL) or first.startswith("2")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Accepted:
 
     @property
     def message(self) -> EmailMessage:
-        return cast(EmailMessage, email.message_from_bytes(self.data, policy=email.policy.default))
+        return email.message_from_bytes(self.data, policy=email.policy.default)
 
 
 @dataclass
@@ -138,13 +138,13 @@ class Smtpd:
         self._changed = threading.Condition()
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) if log else None
         self._fsync = fsync
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop
         self._thread = threading.Thread(target=self._run, name="smtpd", daemon=True)
 
     # what a test says and asks
 
     def script(self, recipient: str, *plans: Plan) -> None:
-        """Plans for the next mails to ``recipient`` (or ``"*"``), each used once, in order. At "mail" only ``"*"`` is known."""
+        """Plans for the next mails to ``recipient``, each used once, in order. MAIL knows only ``"*"``, anybody."""
         self._scripts[recipient].extend(plans)
 
     def copies(self, message_id: str) -> int:
@@ -167,8 +167,11 @@ class Smtpd:
         return sum(1 for _, line in list(self.commands) if line.upper().startswith(verb.upper()))
 
     def wait(self, condition: Callable[[], bool], deadline: float = 10.0) -> None:
+        end = time.monotonic() + deadline
         with self._changed:
-            assert self._changed.wait_for(condition, deadline), "the mail server waited in vain"
+            while not condition():
+                assert time.monotonic() < end, "the mail server waited in vain"
+                self._changed.wait(0.02)  # not all that one may wait for tells us of itself
 
     def drop_all(self) -> None:
         """End every open connection, as a server does that restarts."""
@@ -192,6 +195,7 @@ class Smtpd:
         self.stop()
 
     def start(self) -> Smtpd:
+        self._loop = asyncio.new_event_loop()
         started = asyncio.run_coroutine_threadsafe(self._listen(), self._loop)
         self._thread.start()
         started.result(10)
@@ -342,7 +346,8 @@ class Session(asyncio.Protocol):
             if isinstance(step, Drip):
                 bytewise = [piece for ch in step.text + "\r\n" for piece in (ch.encode(), Later(step.pause))]
                 steps.extendleft(reversed(cast(list[Step], bytewise)))
-            elif step == HANG:
+            elif step in (HANG, STALL):
+                self.transport.pause_reading() if step == STALL else None
                 return
             elif step == DROP:
                 self.drop()
@@ -369,6 +374,7 @@ class Session(asyncio.Protocol):
         text = line.decode("utf-8", "surrogateescape")
         if self.behaviour.keep_commands:
             self.server.commands.append((self.number, text))
+            self.server.changed()
         if self.in_auth is not None:
             self.auth_line(text)
             return True
@@ -592,8 +598,7 @@ def main() -> None:
     ).start()
     print(server.port, flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        sys.stdin.read() if not sys.stdin.isatty() else threading.Event().wait()
-        threading.Event().wait()
+        threading.Event().wait()  # until somebody ends this process
     server.stop()
 
 

@@ -13,15 +13,15 @@ import psycopg
 import pytest
 
 from tests.servers import PostgreSQL, Redis, wait_for
-from tests.sink import Sink
-from tests.stack import SHORT, Process, Reply, Stack, email, mixed_load
+from tests.smtpd import Smtpd
+from tests.stack import SHORT, Process, Reply, Stack, copies, email, mixed_load, smtp_url
 
 
 @pytest.fixture(params=["procfile", "embedded"])
-def service(request: pytest.FixtureRequest, make_stack: Callable[..., Stack], sink: Sink) -> Iterator[Stack]:
+def service(request: pytest.FixtureRequest, sink: Smtpd, make_stack: Callable[..., Stack]) -> Iterator[Stack]:
     """Two web processes and two consumers on PostgreSQL and Redis; and what a laptop runs, on SQLite files."""
     if request.param == "embedded":
-        stack = make_stack(SMTP_URL=sink.url)
+        stack = make_stack(SMTP_URL=smtp_url(sink))
         stack.spawn("start", "flask start")
         stack.wait_ready()
         yield stack
@@ -29,14 +29,14 @@ def service(request: pytest.FixtureRequest, make_stack: Callable[..., Stack], si
     postgresql: PostgreSQL = request.getfixturevalue("postgresql")
     redis_url: str = request.getfixturevalue("redis_url")
     database = postgresql.create_database()
-    stack = make_stack(DATABASE_URL=postgresql.url(database), REDIS_URL=redis_url, SMTP_URL=sink.url)
+    stack = make_stack(DATABASE_URL=postgresql.url(database), REDIS_URL=redis_url, SMTP_URL=smtp_url(sink))
     stack.start(workers=2)
     yield stack
     stack.stop()
     postgresql.drop_database(database)
 
 
-def test_a_mixed_load_is_answered_counted_and_sent_once(service: Stack, sink: Sink) -> None:
+def test_a_mixed_load_is_answered_counted_and_sent_once(service: Stack, sink: Smtpd) -> None:
     payloads, valid = mixed_load(2000, random.Random(1))
     replies = service.together(16, payloads, service.post)
     accepted: Counter[str] = Counter()
@@ -55,10 +55,10 @@ def test_a_mixed_load_is_answered_counted_and_sent_once(service: Stack, sink: Si
     shown = {name: stats[name] for name in ("received", "duplicates", "mismatches", "sent", "failed", "cancelled")}
     expected = {"received": len(valid), "duplicates": repeats, "mismatches": 0, "sent": len(valid), "failed": 0}
     assert shown == expected | {"cancelled": 0}
-    assert sink.copies() == Counter(dict.fromkeys(valid, 1))
+    assert copies(sink) == Counter(dict.fromkeys(valid, 1))
 
 
-def test_simultaneous_posts_of_one_id_make_one_row_and_one_mail(service: Stack, sink: Sink) -> None:
+def test_simultaneous_posts_of_one_id_make_one_row_and_one_mail(service: Stack, sink: Smtpd) -> None:
     clients, ids = 64, [f"race-{number}" for number in range(50)]
     barrier = threading.Barrier(clients, timeout=60)
 
@@ -74,7 +74,7 @@ def test_simultaneous_posts_of_one_id_make_one_row_and_one_mail(service: Stack, 
     assert Counter(email_id for email_id, reply in answers if reply.status == 202) == Counter(dict.fromkeys(ids, 1))
     stats = service.wait_settled(60)
     assert (stats["received"], stats["duplicates"], stats["sent"]) == (50, 50 * 63, 50)
-    assert sink.copies() == Counter(dict.fromkeys(ids, 1))
+    assert copies(sink) == Counter(dict.fromkeys(ids, 1))
 
 
 @pytest.fixture
@@ -85,9 +85,9 @@ def database(postgresql: PostgreSQL) -> Iterator[str]:
 
 
 def test_a_redis_that_is_flushed_and_killed_loses_and_doubles_nothing(
-    make_stack: Callable[..., Stack], database: str, own_redis: Redis, sink: Sink
+    database: str, own_redis: Redis, sink: Smtpd, make_stack: Callable[..., Stack]
 ) -> None:
-    stack = make_stack(DATABASE_URL=database, REDIS_URL=own_redis.url, SMTP_URL=sink.url, **SHORT)
+    stack = make_stack(DATABASE_URL=database, REDIS_URL=own_redis.url, SMTP_URL=smtp_url(sink), **SHORT)
     stack.start(workers=2)
     payloads, valid = mixed_load(1200, random.Random(2))
     answered: list[tuple[dict[str, Any], Reply]] = []
@@ -112,13 +112,13 @@ def test_a_redis_that_is_flushed_and_killed_loses_and_doubles_nothing(
     assert accepted == Counter(dict.fromkeys(valid, 1)), "no duplicate answered as new"
     stats = stack.wait_settled(90)
     assert (stats["received"], stats["sent"], stats["failed"]) == (len(valid), len(valid), 0)
-    assert sink.copies() == Counter(dict.fromkeys(valid, 1))
+    assert copies(sink) == Counter(dict.fromkeys(valid, 1))
 
 
 def test_a_hanging_redis_delays_no_answer_and_its_return_sends_the_mail(
-    make_stack: Callable[..., Stack], database: str, own_redis: Redis, sink: Sink
+    database: str, own_redis: Redis, sink: Smtpd, make_stack: Callable[..., Stack]
 ) -> None:
-    stack = make_stack(DATABASE_URL=database, REDIS_URL=own_redis.url, SMTP_URL=sink.url, **SHORT)
+    stack = make_stack(DATABASE_URL=database, REDIS_URL=own_redis.url, SMTP_URL=smtp_url(sink), **SHORT)
     stack.start(workers=1)
     own_redis.freeze()
     try:
@@ -129,13 +129,13 @@ def test_a_hanging_redis_delays_no_answer_and_its_return_sends_the_mail(
     finally:
         own_redis.thaw()
     assert stack.wait_settled(90)["sent"] == 5
-    assert sink.copies() == Counter({f"while-hanging-{number}": 1 for number in range(5)})
+    assert copies(sink) == Counter({f"while-hanging-{number}": 1 for number in range(5)})
 
 
 def test_the_counters_are_exact_after_kills_of_web_and_worker(
-    make_stack: Callable[..., Stack], database: str, redis_url: str, sink: Sink
+    database: str, redis_url: str, sink: Smtpd, make_stack: Callable[..., Stack]
 ) -> None:
-    stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=sink.url, **SHORT)
+    stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink), **SHORT)
     web, workers = stack.start(workers=2)
     payloads, valid = mixed_load(800, random.Random(3))
     done = threading.Event()
@@ -155,10 +155,10 @@ def test_the_counters_are_exact_after_kills_of_web_and_worker(
     # A try whose answer was lost by the kill may or may not have been counted; every answered one was.
     assert tally[200] <= stats["duplicates"] <= tries - len(valid)
     held = {letter["email_id"] for letter in stack.dead_letters()}
-    copies = sink.copies()
+    taken = copies(sink)
     assert stats["failed"] == len(held)
-    assert set(copies) | held == valid
-    assert max(copies.values()) == 1
+    assert set(taken) | held == valid
+    assert max(taken.values()) == 1
 
 
 def _kill_at_random(stack: Stack, web: Process, workers: list[Process], done: threading.Event) -> None:

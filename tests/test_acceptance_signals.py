@@ -21,8 +21,8 @@ import psycopg
 import pytest
 
 from tests.servers import PostgreSQL, free_port, wait_for
-from tests.sink import Sink
-from tests.stack import SHORT, Stack, email
+from tests.smtpd import Smtpd
+from tests.stack import SHORT, Stack, copies, email, smtp_url
 
 
 @pytest.fixture
@@ -38,15 +38,15 @@ def rows(url: str, query: str) -> list[Any]:
 
 
 def test_a_killed_worker_leaves_only_the_lowest_row_of_each_claim_uncertain(
-    make_stack: Callable[..., Stack], database: str, redis_url: str, sink: Sink
+    database: str, redis_url: str, sink: Smtpd, make_stack: Callable[..., Stack]
 ) -> None:
-    sink.delay_replies(0.2)
-    stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=sink.url, WORKER_THREADS="4", **SHORT)
+    sink.behaviour.mail_delay = 0.2
+    stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink), WORKER_THREADS="4", **SHORT)
     _, (worker,) = stack.start(workers=1)
     ids = [f"mail-{number}" for number in range(120)]
     stack.together(8, ids, lambda email_id: stack.post(email(email_id)))
     claims = "SELECT claim, min(id) FROM emails WHERE status = 'sending' GROUP BY claim HAVING count(*) > 2"
-    wait_for(lambda: len(sink.copies()) > 10 and len(rows(database, claims)) == 4, 30, "four batches in hand")
+    wait_for(lambda: len(copies(sink)) > 10 and len(rows(database, claims)) == 4, 30, "four batches in hand")
     worker.kill9()
     in_hand = rows(database, "SELECT claim, id, email_id FROM emails WHERE status = 'sending' ORDER BY id")
     lowest = {claim: email_id for claim, _, email_id in reversed(in_hand)}
@@ -56,23 +56,23 @@ def test_a_killed_worker_leaves_only_the_lowest_row_of_each_claim_uncertain(
     letters = stack.dead_letters()
     assert {letter["email_id"] for letter in letters} == set(lowest.values())
     assert {letter["reason"] for letter in letters} == {"uncertain"}
-    copies = sink.copies()
-    assert {email_id: copies[email_id] for email_id in ids if email_id not in lowest.values()} == dict.fromkeys(
+    taken = copies(sink)
+    assert {email_id: taken[email_id] for email_id in ids if email_id not in lowest.values()} == dict.fromkeys(
         set(ids) - set(lowest.values()), 1
     )
-    assert max(copies.values()) == 1
+    assert max(taken.values()) == 1
     assert stats["sent"] == len(ids) - len(letters)
 
 
 def test_sigterm_sent_twice_to_every_process_leaves_nothing_in_hand(
-    make_stack: Callable[..., Stack], database: str, redis_url: str, sink: Sink
+    database: str, redis_url: str, sink: Smtpd, make_stack: Callable[..., Stack]
 ) -> None:
-    sink.delay_replies(0.3)
-    stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=sink.url)
+    sink.behaviour.mail_delay = 0.3
+    stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink))
     stack.start(workers=2)
     ids = [f"mail-{number}" for number in range(150)]
     stack.together(8, ids, lambda email_id: stack.post(email(email_id)))
-    wait_for(lambda: len(sink.copies()) > 10, 30, "the workers to be busy")
+    wait_for(lambda: len(copies(sink)) > 10, 30, "the workers to be busy")
     for process in list(stack.processes):
         process.term(times=2)
     for process in list(stack.processes):
@@ -82,13 +82,13 @@ def test_sigterm_sent_twice_to_every_process_leaves_nothing_in_hand(
     assert left["failed"] == 0
     assert left["pending"] > 0, "the workers were stopped in the middle of their work"
     assert rows(database, "SELECT max(attempts) FROM emails WHERE status = 'pending'") == [(0,)]
-    assert left["sent"] == len(sink.copies())
-    sink.delay_replies(0)
+    assert left["sent"] == len(copies(sink))
+    sink.behaviour.mail_delay = 0
     stack.spawn("web")
     stack.spawn("worker")
     stack.wait_ready()
     assert stack.wait_settled(90)["sent"] == len(ids)
-    assert sink.copies() == Counter(dict.fromkeys(ids, 1))
+    assert copies(sink) == Counter(dict.fromkeys(ids, 1))
 
 
 def test_flask_start_shows_a_curl_that_works_and_ends_on_ctrl_c(make_stack: Callable[..., Stack]) -> None:
@@ -125,23 +125,23 @@ def _play_curl(arguments: list[str]) -> tuple[int, bytes]:
 
 
 def test_flask_start_ends_cleanly_when_its_terminal_sends_ctrl_c_to_the_whole_group(
-    make_stack: Callable[..., Stack], sink: Sink
+    sink: Smtpd, make_stack: Callable[..., Stack]
 ) -> None:
-    sink.delay_replies(0.3)
-    stack = make_stack(SMTP_URL=sink.url)
+    sink.behaviour.mail_delay = 0.3
+    stack = make_stack(SMTP_URL=smtp_url(sink))
     start = stack.spawn("start", "flask start")
     stack.wait_ready()
     ids = [f"mail-{number}" for number in range(60)]
     stack.together(4, ids, lambda email_id: stack.post(email(email_id)))
-    wait_for(lambda: len(sink.copies()) > 4, 20, "some mail to be sent")
+    wait_for(lambda: len(copies(sink)) > 4, 20, "some mail to be sent")
     os.killpg(start.pid, signal.SIGINT)
     assert start.wait(25) == 0, start.output()
     assert "Traceback" not in start.output()
-    sink.delay_replies(0)
+    sink.behaviour.mail_delay = 0
     stack.spawn("start", "flask start")
     stack.wait_ready()
     assert stack.wait_settled(60)["sent"] == len(ids)
-    assert sink.copies() == Counter(dict.fromkeys(ids, 1))
+    assert copies(sink) == Counter(dict.fromkeys(ids, 1))
 
 
 def test_a_stranger_on_the_network_is_told_what_to_set(make_stack: Callable[..., Stack]) -> None:

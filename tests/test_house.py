@@ -146,7 +146,7 @@ def _differences(engine: Engine, metadata: object) -> list[object]:
     try:
         with engine.connect() as connection:
             context = MigrationContext.configure(
-                connection, opts={"compare_type": True, "compare_server_default": True}
+                connection, opts={"compare_type": True, "compare_server_default": engine.dialect.name != "sqlite"}
             )
             return list(compare_metadata(context, metadata))
     finally:

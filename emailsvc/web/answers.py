@@ -12,6 +12,10 @@ from emailsvc.payload import EmailId, Moment, Priority
 State = Literal["pending", "sending", "sent", "failed", "cancelled"]
 Reason = Literal["rejected", "exhausted", "uncertain", "expired", "unreachable"]
 Resolution = Literal["replayed", "delivered", "discarded"]
+CURSOR = (
+    "^[1-9][0-9]{3}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
+    "T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:[.][0-9]{6})?Z~[0-9]{1,18}$"
+)
 EventName = Literal["received", "deferred", "rejected", "uncertain", "sent", "dead_lettered", "cancelled"] | Resolution
 DeadLetterId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -72,7 +76,7 @@ class DeadLetterQuery(msgspec.Struct, forbid_unknown_fields=True):
     until: Moment | None = None
     resolved: Annotated[int, Meta(ge=0, le=1, description="1 lists the resolved ones.")] = 0
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
-    cursor: Annotated[str, Meta(max_length=200, description="`next_cursor` of the page before.")] | None = None
+    cursor: Annotated[str, Meta(pattern=CURSOR, description="`next_cursor` of the page before.")] | None = None
 
 
 class ReplayRequest(msgspec.Struct, forbid_unknown_fields=True):

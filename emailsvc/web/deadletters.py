@@ -33,6 +33,8 @@ def listing() -> Response:
         limit=query.limit,
         cursor=query.cursor,
     )
+    # Safe in a query as it stands: an unescaped + would come back as a blank.
+    next_cursor = next_cursor and next_cursor.replace("+00:00", "Z")
     return answer({"dead_letters": page, "next_cursor": next_cursor})
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from flask import Response, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from emailsvc.decoding import decode, translate
 from emailsvc.errors import ServiceError
@@ -21,11 +21,26 @@ def body() -> bytes:
     More than MAX_REQUEST_BYTES is refused by the announced length, or while it is read when none is announced.
     """
     try:
-        return request.get_data()
+        raw = request.get_data()
+        cut = _is_cut(len(raw))
     except HTTPException:
         raise
     except Exception as exc:  # the server's own classes: a broken chunk, a connection that went away
         raise ServiceError(400, "incomplete_body", "The body broke off or was not sent as HTTP asks.") from exc
+    if cut:
+        raise RequestEntityTooLarge
+    # Behind a server that ends the stream itself, Werkzeug takes what came for all there is.
+    if request.content_length is not None and len(raw) < request.content_length:
+        raise ServiceError(400, "incomplete_body", "The body ended before its announced length.")
+    return raw
+
+
+def _is_cut(length: int) -> bool:
+    """Of a body without an announced length Werkzeug reads what is allowed, and does not look for more."""
+    limit = request.max_content_length
+    if limit is None or length < limit or request.content_length is not None:
+        return False
+    return bool(request.environ["wsgi.input"].read(1))
 
 
 def json_body() -> bytes:

@@ -1,0 +1,65 @@
+"""What the tests of the transports share: a mail, a throw-away certificate, and one call that sends."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import ssl
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emailsvc.config import SmtpServer
+from emailsvc.mail import Mail, Result, Transport
+from tests.smtpd import Smtpd
+
+_numbers = itertools.count(1)
+
+
+def a_mail(**changes: Any) -> Mail:
+    """A mail with an id and a Message-ID of its own."""
+    number = next(_numbers)
+    given: dict[str, Any] = {
+        "email_id": f"order-{number}",
+        "message_id": f"<{number:032x}@example.com>",
+        "sender": "shop@example.com",
+        "recipient": "ada@example.com",
+        "subject": "Your order",
+        "body": "Thank you.\n",
+    }
+    return Mail(**(given | changes))
+
+
+def send(
+    transport: Transport,
+    mail: Mail | None = None,
+    *,
+    timeout: float = 10.0,
+    reply_timeout: float = 10.0,
+    before_dot: Callable[[], bool] = lambda: True,
+) -> Result:
+    return transport.send(mail or a_mail(), timeout=timeout, reply_timeout=reply_timeout, before_dot=before_dot)
+
+
+def at(server: Smtpd, tls: str = "none", **changes: Any) -> SmtpServer:
+    given: dict[str, Any] = {"host": server.host, "port": server.port, "tls": tls}
+    return SmtpServer(**(given | changes))
+
+
+class Certificate:
+    """Self-signed, for one host name; ``trusted`` is a client's context that believes it and still checks the name."""
+
+    def __init__(self, folder: Path, names: str = "DNS:localhost,IP:127.0.0.1") -> None:
+        openssl = shutil.which("openssl")
+        if openssl is None:
+            pytest.skip("the openssl program makes the certificates of these tests")
+        certificate, key = folder / "certificate.pem", folder / "key.pem"
+        command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        command += ["-days", "2", "-subj", "/CN=test", "-addext", f"subjectAltName={names}"]
+        subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+        self.server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.server.load_cert_chain(certificate, key)
+        self.trusted = ssl.create_default_context(cafile=str(certificate))

@@ -1,0 +1,164 @@
+"""The whole way with a mail server that follows a script: one deploy, one e-mail for each line of the script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.conftest import started
+from tests.servers import PostgreSQL, Redis, wait_for
+from tests.smtpd import DROP, Drip, Plan, Smtpd
+from tests.stack import Stack, copies, email, smtp_url
+
+LATER = "451 4.7.1 greylisted, come again"
+SCRIPT = {
+    "later": [Plan("rcpt", LATER), Plan("dot", LATER)],
+    "never": [Plan("rcpt", LATER, forever=True)],
+    "refused": [Plan("rcpt", "550 5.1.1 no such user")],
+    "lost-reply": [Plan("dot", DROP, taken=True)],
+    "dropped-early": [Plan("rcpt", DROP)] * 3,
+    "other-yes": [Plan("dot", "251 2.1.5 forwarding", taken=True)],
+    "dripping": [Plan("rcpt", Drip("250 2.1.5 ok but slow", 1.0))],
+    "discarded": [Plan("rcpt", "550 5.1.1 no such user")],
+}
+
+
+@dataclass
+class Story:
+    stack: Stack
+    server: Smtpd
+    url: str
+
+    def row(self, email_id: str) -> dict[str, Any]:
+        (row,) = self.rows("SELECT * FROM emails WHERE email_id = %s", email_id)
+        return row
+
+    def attempts(self, email_id: str) -> list[dict[str, Any]]:
+        query = "SELECT a.* FROM attempts a JOIN emails e ON e.id = a.email WHERE email_id = %s ORDER BY a.id"
+        return self.rows(query, email_id)
+
+    def rows(self, query: str, *values: str) -> list[dict[str, Any]]:
+        with psycopg.connect(self.url, row_factory=psycopg.rows.dict_row) as connection:
+            return connection.execute(query.encode(), values).fetchall()
+
+    def letter(self, email_id: str) -> dict[str, Any]:
+        (letter,) = [letter for letter in self.stack.dead_letters() if letter["email_id"] == email_id]
+        return letter
+
+    def become(self, email_id: str, status: str, seconds: float = 30) -> dict[str, Any]:
+        wait_for(lambda: self.row(email_id)["status"] == status, seconds, f"{email_id} to be {status}")
+        return self.row(email_id)
+
+
+@pytest.fixture(scope="module")
+def story(postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    redis = started(Redis)
+    database = postgresql.create_database()
+    with Smtpd(quit="421 4.3.2 going away") as server:
+        for name, plans in SCRIPT.items():
+            server.script(f"{name}@example.com", *plans)
+        stack = Stack(
+            tmp_path_factory.mktemp("story"),
+            DATABASE_URL=postgresql.url(database),
+            REDIS_URL=redis.url,
+            SMTP_URL=smtp_url(server),
+            SMTP_TIMEOUT_SECONDS="3",
+            SMTP_REPLY_TIMEOUT_SECONDS="3",
+            LEASE_SECONDS="10",
+            SWEEP_SECONDS="5",
+        )
+        stack.start(workers=1)
+        for name in SCRIPT:
+            assert stack.post(email(name)).status == 202
+        yield Story(stack, server, postgresql.url(database))
+        stack.stop()
+        print(stack.tail())
+    postgresql.drop_database(database)
+    redis.close()
+
+
+def test_451_twice_and_then_250_is_sent_on_the_third_attempt_after_5_and_10_seconds(story: Story) -> None:
+    for attempt, delay in ((1, 5), (2, 10)):
+        wait_for(lambda n=attempt: story.row("later")["attempts"] == n, 30, f"attempt {attempt} of it")
+        planned = story.row("later")["next_attempt_at"] - story.attempts("later")[-1]["at"]
+        assert delay * 0.8 - 0.1 <= planned.total_seconds() <= delay * 1.2 + 0.1
+    story.become("later", "sent")
+    assert [(a["outcome"], a["code"]) for a in story.attempts("later")] == [("deferred", 451)] * 2
+    assert copies(story.server)["later"] == 1
+
+
+def test_550_is_one_attempt_and_rejected(story: Story) -> None:
+    story.become("refused", "failed")
+    letter = story.letter("refused")
+    assert (letter["reason"], letter["attempts"]) == ("rejected", 1)
+    assert "550" in letter["error"]
+    assert "no such user" in letter["error"]
+
+
+def test_a_connection_dropped_after_the_dot_is_uncertain_and_one_copy(story: Story) -> None:
+    story.become("lost-reply", "failed")
+    assert story.letter("lost-reply")["reason"] == "uncertain"
+    assert copies(story.server)["lost-reply"] == 1
+
+
+def test_a_connection_dropped_before_the_dot_is_retried(story: Story) -> None:
+    row = story.become("dropped-early", "sent", 40)
+    assert row["attempts"] >= 1
+    assert {attempt["outcome"] for attempt in story.attempts("dropped-early")} == {"deferred"}
+    assert copies(story.server)["dropped-early"] == 1
+
+
+def test_251_to_the_dot_is_sent(story: Story) -> None:
+    story.become("other-yes", "sent")
+    assert copies(story.server)["other-yes"] == 1
+
+
+def test_a_dripping_server_is_cut_off_at_the_deadline(story: Story) -> None:
+    story.become("dripping", "sent", 40)
+    (first, *_) = story.attempts("dripping")
+    assert first["outcome"] == "deferred"
+    assert 2.5 < (first["at"] - first["started_at"]).total_seconds() < 5
+    assert copies(story.server)["dripping"] == 1
+
+
+def test_451_for_ever_is_four_attempts_and_exhausted(story: Story) -> None:
+    story.become("never", "failed", 60)
+    letter = story.letter("never")
+    assert (letter["reason"], letter["attempts"]) == ("exhausted", 4)
+    assert len(story.attempts("never")) == 4
+    assert copies(story.server)["never"] == 0
+
+
+def test_a_replay_keeps_the_message_id_and_a_second_one_sends_nothing(story: Story) -> None:
+    story.become("lost-reply", "failed")
+    path = f"/stats/dead-letters/{story.letter('lost-reply')['id']}/replay"
+    answers = [story.stack.request("POST", path) for _ in range(2)]
+    assert [(answer.status, answer.json["resolution"]) for answer in answers] == [(200, "replayed")] * 2
+    assert answers[0].json == answers[1].json
+    story.become("lost-reply", "sent")
+    first, second = story.server.to("lost-reply@example.com")
+    assert first.message_id == second.message_id
+
+
+def test_a_second_discard_answers_the_same_and_changes_nothing(story: Story) -> None:
+    story.become("discarded", "failed")
+    path = f"/stats/dead-letters/{story.letter('discarded')['id']}"
+    answers = [story.stack.request("DELETE", path) for _ in range(2)]
+    assert [(answer.status, answer.json["resolution"]) for answer in answers] == [(200, "discarded")] * 2
+    assert answers[0].json == answers[1].json
+    assert "discarded" not in [letter["email_id"] for letter in story.stack.dead_letters()]
+    assert copies(story.server)["discarded"] == 0
+
+
+def test_421_to_quit_changes_nothing_about_a_mail_that_was_accepted(story: Story) -> None:
+    before = copies(story.server)
+    (worker,) = [process for process in story.stack.processes if process.name == "worker"]
+    worker.term()
+    assert worker.wait(25) == 0
+    assert story.server.seen("QUIT") >= 1
+    assert {story.row(name)["status"] for name in ("other-yes", "later", "dripping")} == {"sent"}
+    assert copies(story.server) == before

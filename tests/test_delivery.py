@@ -1,0 +1,397 @@
+"""The drain: claim, send, record. Driven with the transport that ships for tests; time is moved, not waited for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event, update
+from sqlalchemy.exc import OperationalError
+
+from emailsvc import delivery, outbox, reports
+from emailsvc.clock import monotonic, utcnow
+from emailsvc.config import Config
+from emailsvc.delivery import Drain
+from emailsvc.mail import Mail
+from emailsvc.mail.memory import MemoryTransport
+from emailsvc.models import DeadLetter, Email
+from emailsvc.outcome import Outcome, Result
+from tests.emails import (
+    DEFERRED,
+    OUTAGE,
+    REJECTED,
+    SENT,
+    UNCERTAIN,
+    accept,
+    end_leases,
+    make_due,
+    move_switch,
+    new_email,
+    row,
+    rows,
+    switch,
+)  # fmt: skip
+
+
+@dataclass
+class Bench:
+    """A drain with everything around it in reach."""
+
+    engine: Engine
+    config: Config
+    transport: MemoryTransport = field(default_factory=MemoryTransport)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    wakes: int = 0
+    scheduled: list[datetime] = field(default_factory=list)
+
+    def run(self) -> None:
+        Drain(self.engine, self.config, self.transport, self.stopping, self.wake, self.scheduled.append).run()
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+    def answer(self, *answers: Any) -> Bench:
+        self.transport.answers.extend(answers)
+        return self
+
+
+@pytest.fixture
+def bench(engine: Engine, config: Config) -> Bench:
+    return Bench(engine, config)
+
+
+@pytest.fixture
+def leap(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """The worker's clock, moved on by so many seconds."""
+    offset = 0.0
+
+    def forward(seconds: float) -> None:
+        nonlocal offset
+        offset += seconds
+
+    monkeypatch.setattr(delivery, "monotonic", lambda: monotonic() + offset)
+    return forward
+
+
+def test_it_sends_what_is_due_and_records_it(bench: Bench) -> None:
+    accept(bench.engine, bench.config, *(f"m-{n:02}" for n in range(25)), html="<p>Hi</p>", reply_to="r@example.com")
+    bench.run()
+    assert [m.email_id for m in bench.transport.delivered] == [f"m-{n:02}" for n in range(25)]
+    assert reports.stats(bench.engine)["sent"] == 25
+    mail = bench.transport.delivered[0]
+    assert (mail.sender, mail.reply_to, mail.html) == ("no-reply@localhost", "r@example.com", "<p>Hi</p>")
+    assert mail.message_id == row(bench.engine, "m-00").message_id
+
+
+def test_a_full_batch_wakes_another_worker_before_it_starts_sending(bench: Bench) -> None:
+    accept(bench.engine, bench.config, *(f"m-{n}" for n in range(10)))
+    woken: list[int] = []
+    bench.answer(lambda _mail: woken.append(bench.wakes) or SENT)
+    bench.run()
+    assert woken == [1]
+
+
+def test_attachments_are_read_when_their_mail_is_sent(bench: Bench) -> None:
+    accept(bench.engine, bench.config, attachments=[{"filename": "x", "content_type": "text/csv", "content": "aGk="}])
+    bench.run()
+    assert [(a.filename, a.content) for a in bench.transport.delivered[0].attachments] == [("x", b"hi")]
+
+
+def test_a_deferral_schedules_one_drain_for_the_earliest_retry(bench: Bench) -> None:
+    accept(bench.engine, bench.config, "a", "b")
+    bench.answer(DEFERRED, DEFERRED).run()
+    due = min(row(bench.engine, "a").next_attempt_at, row(bench.engine, "b").next_attempt_at)
+    assert len(bench.scheduled) == 1
+    assert abs((bench.scheduled[0] - due).total_seconds()) < 1
+
+
+def test_a_retry_keeps_its_message_id(bench: Bench) -> None:
+    accept(bench.engine, bench.config)
+    bench.answer(DEFERRED, DEFERRED)
+    for _ in range(3):
+        bench.run()
+        make_due(bench.engine)
+    assert row(bench.engine).status == "sent"
+    assert len({mail.message_id for mail in bench.transport.attempts}) == 1
+
+
+def test_one_bad_mail_does_not_hold_up_the_next(bench: Bench) -> None:
+    accept(bench.engine, bench.config, "poison", "fine")
+    with bench.engine.begin() as connection:
+        broken = {"headers": {"X-Bad": "a\r\nBcc: everybody@example.com"}}
+        connection.execute(update(Email).where(Email.email_id == "poison").values(other=broken))
+    bench.run()
+    assert row(bench.engine, "poison").status == "failed"
+    assert row(bench.engine, "fine").status == "sent"
+    assert rows(bench.engine, DeadLetter)[0].reason == "rejected"
+
+
+def test_a_row_whose_stored_content_is_nonsense_is_its_own_dead_letter(bench: Bench) -> None:
+    accept(bench.engine, bench.config, "poison", "fine")
+    with bench.engine.begin() as connection:
+        connection.execute(update(Email).where(Email.email_id == "poison").values(other={"headers": ["not", "pairs"]}))
+    bench.run()
+    assert (row(bench.engine, "poison").status, row(bench.engine, "fine").status) == ("failed", "sent")
+
+
+def test_a_transport_that_raises_leaves_an_uncertain_mail(bench: Bench) -> None:
+    def explode(_mail: Mail) -> Result:
+        raise RuntimeError("a bug")
+
+    accept(bench.engine, bench.config, "a", "b")
+    bench.answer(explode).run()
+    assert rows(bench.engine, DeadLetter)[0].reason == "uncertain"
+    assert row(bench.engine, "b").status == "sent"
+
+
+def test_a_pause_in_the_middle_of_a_batch_releases_the_rest(bench: Bench) -> None:
+    def pause(_mail: Mail) -> Result:
+        outbox.pause(bench.engine, "an operator")
+        return SENT
+
+    accept(bench.engine, bench.config, "a", "b", "c")
+    bench.answer(pause).run()
+    assert [row(bench.engine, i).status for i in "abc"] == ["sent", "pending", "pending"]
+    assert [row(bench.engine, i).attempts for i in "bc"] == [0, 0]
+    assert len(bench.transport.attempts) == 1
+
+
+def test_a_pause_is_seen_before_a_conversation_that_was_waited_for(
+    bench: Bench, leap: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the claim and its first conversation time has passed; the switch is looked at again."""
+    accept(bench.engine, bench.config)
+    claim = outbox.claim
+
+    def claim_then_pause(*args: Any, **kwargs: Any) -> Any:
+        made = claim(*args, **kwargs)
+        outbox.pause(bench.engine, "an operator")
+        leap(1)
+        return made
+
+    monkeypatch.setattr(outbox, "claim", claim_then_pause)
+    bench.run()
+    assert (row(bench.engine).status, bench.transport.attempts) == ("pending", [])
+
+
+def test_a_shutdown_releases_the_rest_and_burns_no_attempt(bench: Bench) -> None:
+    def stop(_mail: Mail) -> Result:
+        bench.stopping.set()
+        return Result(Outcome.CUT, "shutting down")
+
+    accept(bench.engine, bench.config, "a", "b")
+    bench.answer(stop).run()
+    assert [(row(bench.engine, i).status, row(bench.engine, i).attempts) for i in "ab"] == [("pending", 0)] * 2
+
+
+def test_an_outage_stops_the_batch_and_the_drain_comes_back_for_the_probe(bench: Bench) -> None:
+    accept(bench.engine, bench.config, "a", "b")
+    bench.answer(OUTAGE).run()
+    assert [row(bench.engine, i).attempts for i in "ab"] == [0, 0]
+    assert len(bench.transport.attempts) == 1
+    assert 0 < (bench.scheduled[0] - utcnow()).total_seconds() <= 5
+    move_switch(bench.engine, 6, "next_probe_at")
+    bench.run()
+    assert switch(bench.engine).outage_since is None
+    assert reports.stats(bench.engine)["sent"] == 2
+
+
+def test_a_deadline_that_passes_in_hand_starts_no_conversation(bench: Bench, leap: Callable[[float], None]) -> None:
+    def slow(_mail: Mail) -> Result:
+        leap(4)
+        return SENT
+
+    accept(bench.engine, bench.config, "a")
+    accept(bench.engine, bench.config, "b", expires_at=(utcnow() + timedelta(seconds=3)).isoformat())
+    bench.answer(slow).run()
+    assert rows(bench.engine, DeadLetter)[0].reason == "expired"
+    assert [m.email_id for m in bench.transport.attempts] == ["a"]
+
+
+def test_after_a_slow_conversation_the_rest_is_for_others(bench: Bench, leap: Callable[[float], None]) -> None:
+    def slow(_mail: Mail) -> Result:
+        leap(6)
+        statuses.extend(row(bench.engine, i).status for i in "ab")
+        return SENT
+
+    statuses: list[str] = []
+    accept(bench.engine, bench.config, "a", "b")
+    bench.answer(slow)
+    bench.stopping = _StopAfter(2)
+    bench.run()
+    assert statuses == ["sending", "sending"]
+    assert [row(bench.engine, i).status for i in "ab"] == ["sent", "pending"]
+
+
+class _StopAfter(threading.Event):
+    """Set once it was asked so many times in the drain's own loop."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self._times = times
+
+    def is_set(self) -> bool:
+        self._times -= 1
+        return self._times < 0
+
+
+def test_a_conversation_starts_only_if_the_lease_covers_it(
+    engine: Engine, make_config: Callable[..., Config], leap: Callable[[float], None]
+) -> None:
+    """Measured from before the claim was sent, by the worker's own clock."""
+    bench = Bench(engine, make_config(lease_seconds=100))
+    accept(engine, bench.config, "a", "b")
+    claim = outbox.claim
+
+    def slow_claim(*args: Any, **kwargs: Any) -> Any:
+        made = claim(*args, **kwargs)
+        leap(11)  # 30 + 60 s for a conversation do not fit into what is left of 100
+        bench.stopping.set()
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outbox, "claim", slow_claim)
+        patch.setattr(delivery._Batch, "_wait_for_slot", lambda self: True)
+        bench.run()
+    assert bench.transport.attempts == []
+    assert [row(engine, i).status for i in "ab"] == ["pending", "pending"]
+
+
+def test_a_mail_too_large_for_a_lease_gets_its_own(engine: Engine, make_config: Callable[..., Config]) -> None:
+    """50 MB at 64 KiB/s need 13 minutes: the rest goes back first, then its own row is renewed."""
+    bench = Bench(engine, make_config())
+    accept(engine, bench.config, "large", "small")
+    with engine.begin() as connection:
+        connection.execute(update(Email).where(Email.email_id == "large").values(size=50_000_000))
+    seen: list[tuple[str, str, float]] = []
+
+    def look(_mail: Mail) -> Result:
+        large = row(engine, "large")
+        seen.append((large.status, row(engine, "small").status, (large.lease_expires_at - utcnow()).total_seconds()))
+        return SENT
+
+    bench.answer(look).run()
+    assert seen[0][:2] == ("sending", "pending")
+    assert seen[0][2] > 50_000_000 / 65536 + 90
+    assert [row(engine, i).status for i in ("large", "small")] == ["sent", "sent"]
+
+
+def test_it_stops_when_the_row_is_no_longer_its_own(bench: Bench) -> None:
+    """Stopped past its lease and continued: the late record changes nothing, and the worker starts nothing more."""
+
+    def overtaken(_mail: Mail) -> Result:
+        end_leases(bench.engine)
+        outbox.sweep(bench.engine, bench.config)
+        outbox.pause(bench.engine, "so that this drain does not claim the others again")
+        return SENT
+
+    accept(bench.engine, bench.config, "a", "b", "c")
+    bench.answer(overtaken).run()
+    assert [row(bench.engine, i).status for i in "abc"] == ["failed", "pending", "pending"]
+    assert [m.email_id for m in bench.transport.attempts] == ["a"]
+    assert reports.violations(bench.engine, bench.config) == []
+
+
+def _fail_commits(engine: Engine, times: int, *, before: bool) -> None:
+    """The next commits fail: before they reach the database, or after it took them."""
+
+    def fail(connection: Any) -> None:
+        nonlocal times
+        if connection.get_execution_options().get("read_only"):
+            return
+        times -= 1
+        if times == 0:
+            event.remove(engine, "commit", fail)
+        if not before:
+            if engine.dialect.name == "postgresql":
+                connection.connection.commit()
+            else:
+                connection.exec_driver_sql("COMMIT")
+        raise OperationalError("COMMIT", {}, Exception("server closed the connection unexpectedly"))
+
+    event.listen(engine, "commit", fail)
+
+
+@pytest.mark.parametrize("result", [SENT, DEFERRED, REJECTED, UNCERTAIN], ids=lambda r: r.outcome.value)
+@pytest.mark.parametrize("before", [True, False], ids=["commit lost", "reply lost"])
+def test_an_outcome_in_hand_is_recorded_when_the_database_is_back(bench: Bench, result: Result, before: bool) -> None:
+    """Nothing more is started until it is, and it is recorded once."""
+
+    def answer(mail: Mail) -> Result:
+        _fail_commits(bench.engine, 2, before=before)
+        return result
+
+    accept(bench.engine, bench.config, "a", "b")
+    bench.answer(answer).run()
+    expected = {"sent": "sent", "deferred": "pending", "rejected": "failed", "uncertain": "failed"}
+    assert row(bench.engine, "a").status == expected[result.outcome]
+    assert row(bench.engine, "a").attempts == 1
+    assert [m.email_id for m in bench.transport.attempts] == ["a", "b"]
+    assert row(bench.engine, "b").status == "sent"
+    assert reports.violations(bench.engine, bench.config) == []
+
+
+def test_a_claim_whose_reply_was_lost_is_given_back_before_the_drain_fails(bench: Bench) -> None:
+    accept(bench.engine, bench.config)
+    _fail_commits(bench.engine, 1, before=False)
+    with pytest.raises(OperationalError):
+        bench.run()
+    assert (row(bench.engine).status, row(bench.engine).attempts) == ("pending", 0)
+    assert bench.transport.attempts == []
+
+
+def test_it_works_for_ten_seconds_and_then_asks_for_a_successor(bench: Bench, leap: Callable[[float], None]) -> None:
+    accept(bench.engine, bench.config, *(f"m-{n:02}" for n in range(15)))
+    bench.answer(*[SENT] * 9, lambda _mail: leap(11) or SENT).run()
+    assert reports.stats(bench.engine)["sent"] == 10
+    assert bench.wakes == 2  # one for the full batch, one for the successor
+
+
+def test_every_tenth_claim_starts_from_the_lowest_so_low_still_moves(
+    engine: Engine, make_config: Callable[..., Config]
+) -> None:
+    bench = Bench(engine, make_config(batch_size=1))
+    outbox.accept_many(engine, [new_email(f"high-{n}", priority="high") for n in range(30)], bench.config)
+    outbox.accept_many(engine, [new_email(f"low-{n}", priority="low") for n in range(3)], bench.config)
+    bench.run()
+    order = [m.email_id.split("-")[0] for m in bench.transport.delivered]
+    assert order[:20].count("low") == 2
+
+
+def test_a_rate_limit_is_smooth(engine: Engine, make_config: Callable[..., Config]) -> None:
+    """Four workers, twenty-five a second: no window of a second holds more than the limit and a tenth."""
+    config = make_config(rate_limit_per_second=25)
+    outbox.accept_many(engine, [new_email(f"m-{n}") for n in range(75)], config)
+    starts: list[float] = []
+
+    def note(_mail: Mail) -> Result:
+        starts.append(monotonic())
+        return SENT
+
+    benches = [Bench(engine, config, MemoryTransport(always=note)) for _ in range(4)]
+    threads = [threading.Thread(target=bench.run) for bench in benches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    starts.sort()
+    assert len(starts) == 75
+    assert starts[-1] - starts[0] >= 74 / 25 * 0.95
+    assert max(sum(s <= other < s + 1 for other in starts) for s in starts) <= 28
+
+
+def test_nothing_is_logged_of_the_body_and_only_a_mask_of_the_recipient(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    accept(bench.engine, bench.config, user="somebody.secret@example.com", body="TOPSECRET", subject="PRIVATE")
+    bench.answer(DEFERRED).run()
+    logged = "\n".join(f"{r.getMessage()} {getattr(r, 'fields', '')} {r.exc_text}" for r in caplog.records)
+    assert "s…@example.com" in logged
+    assert "'code': 451" in logged
+    for private in ("somebody.secret", "TOPSECRET", "PRIVATE"):
+        assert private not in logged

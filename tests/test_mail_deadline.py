@@ -1,0 +1,291 @@
+"""Nothing keeps a conversation going, neither a dripping server nor a hanging one, and no race with the dot is lost."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from emailsvc.mail import Mail, Outcome, Result
+from emailsvc.mail.smtp import SmtpTransport
+from tests.mails import Certificate, a_mail, at, send
+from tests.smtpd import HANG, STALL, Action, Drip, Later, Plan, Smtpd
+
+SENT, DEFERRED, OUTAGE = Outcome.SENT, Outcome.DEFERRED, Outcome.OUTAGE
+UNCERTAIN, CUT = Outcome.UNCERTAIN, Outcome.CUT
+AT_ONCE = 5.0  # a bound for what takes milliseconds, on a machine that is busy
+DRIP = Drip("250 2.0.0 " + "z" * 60, pause=0.1)  # seven seconds, and never a silent one
+
+
+@pytest.fixture
+def server() -> Iterator[Smtpd]:
+    with Smtpd() as server:
+        yield server
+
+
+@pytest.fixture
+def transport(server: Smtpd) -> Iterator[SmtpTransport]:
+    transport = SmtpTransport(at(server))
+    yield transport
+    transport.close()
+
+
+class Sending(threading.Thread):
+    """One send in a thread of its own."""
+
+    def __init__(self, transport: SmtpTransport, mail: Mail | None = None, **limits: float) -> None:
+        super().__init__(daemon=True)
+        self.transport, self.mail, self.limits = transport, mail or a_mail(), limits
+        self.result: Result | None = None
+        self.start()
+
+    def run(self) -> None:
+        self.result = send(self.transport, self.mail, **self.limits)  # type: ignore[arg-type]
+
+    def outcome(self, within: float = AT_ONCE) -> Outcome:
+        self.join(within)
+        assert self.result is not None, "still sending"
+        return self.result.outcome
+
+
+def _misbehave(server: Smtpd, step: str, action: Action) -> None:
+    if step in ("greeting", "ehlo"):
+        setattr(server.behaviour, step, action)
+    else:
+        server.script("*", Plan(step, action, taken=False))
+
+
+STEPS = [
+    ("greeting", OUTAGE),
+    ("ehlo", OUTAGE),
+    ("mail", DEFERRED),
+    ("rcpt", DEFERRED),
+    ("data", DEFERRED),
+    ("dot", UNCERTAIN),
+]
+
+
+@pytest.mark.parametrize(("step", "outcome"), STEPS)
+@pytest.mark.parametrize("action", [HANG, DRIP], ids=["hang", "drip"])
+def test_a_server_that_hangs_or_drips_is_cut_at_the_deadline(
+    server: Smtpd, transport: SmtpTransport, step: str, outcome: Outcome, action: Action
+) -> None:
+    _misbehave(server, step, action)
+    result = send(transport, timeout=0.4, reply_timeout=0.4)
+    assert result.outcome is outcome
+    assert "the deadline passed" in result.text
+    assert server.taken == 0
+    server.wait(lambda: server.open_connections == 0)
+
+
+def test_a_dripped_reply_is_cut_long_before_it_is_complete(server: Smtpd, transport: SmtpTransport) -> None:
+    server.script("*", Plan("rcpt", DRIP))
+    start = time.monotonic()
+    assert send(transport, timeout=0.4).outcome is DEFERRED
+    assert time.monotonic() - start < 4
+
+
+def test_a_dripped_reply_within_the_deadline_counts(server: Smtpd, transport: SmtpTransport) -> None:
+    server.script("*", Plan("dot", Drip("250 ok", pause=0.02), taken=True))
+    assert send(transport).outcome is SENT
+
+
+def test_the_reply_to_the_dot_has_a_time_of_its_own(server: Smtpd, transport: SmtpTransport) -> None:
+    server.script("*", Plan("dot", (Later(0.6), "250 ok"), taken=True))
+    assert send(transport, timeout=0.3).outcome is SENT
+
+
+def test_a_server_that_stops_reading_is_cut_at_the_deadline(server: Smtpd, transport: SmtpTransport) -> None:
+    server.script("*", Plan("data", ("354 go", STALL)))
+    result = send(transport, a_mail(body="x" * 20_000_000), timeout=1.0)
+    assert result.outcome is DEFERRED
+    assert "the deadline passed" in result.text
+
+
+def test_a_tls_handshake_that_never_comes_is_cut_at_the_deadline(server: Smtpd) -> None:
+    server.behaviour.greeting = HANG
+    result = send(SmtpTransport(at(server, "implicit")), timeout=0.4)
+    assert result.outcome is OUTAGE
+    assert "the deadline passed" in result.text
+
+
+def test_a_host_that_does_not_answer_is_cut_at_the_deadline() -> None:
+    with socket.socket() as silent, socket.socket() as first, socket.socket() as second:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        for each in (first, second):  # the queue is full: further connections are neither taken nor refused
+            each.setblocking(False)
+            each.connect_ex(silent.getsockname())
+        host, port = silent.getsockname()
+        result = send(SmtpTransport(at(Smtpd(), host=host, port=port)), timeout=0.4)
+    assert result.outcome is OUTAGE
+    assert "the deadline passed" in result.text
+
+
+def test_a_name_look_up_that_hangs_is_left_behind_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    look_up = socket.getaddrinfo
+
+    def slow(host: str, *args: object, **kwargs: object) -> object:
+        if host == "mail.slow":
+            if kwargs.get("flags"):
+                raise socket.gaierror("not numeric")
+            released.wait(10)
+        return look_up("127.0.0.1", *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    result = send(SmtpTransport(at(Smtpd(), host="mail.slow", port=1)), timeout=0.3)
+    released.set()
+    assert result.outcome is OUTAGE
+    assert "the deadline passed" in result.text
+
+
+def test_the_deadline_that_passes_within_the_question_cuts_before_the_dot(
+    server: Smtpd, transport: SmtpTransport
+) -> None:
+    passed = threading.Event()
+
+    def before_dot() -> bool:
+        passed.wait(0.5)
+        return True
+
+    assert send(transport, timeout=0.2, before_dot=before_dot).outcome is DEFERRED
+    assert server.taken == 0
+
+
+def test_a_deadline_in_the_past_starts_nothing(server: Smtpd, transport: SmtpTransport) -> None:
+    assert send(transport, timeout=-1.0).outcome is OUTAGE
+    assert server.seen("MAIL") == 0
+
+
+# stop
+
+
+@pytest.mark.parametrize("step", ["greeting", "ehlo", "mail", "rcpt", "data"])
+def test_stop_before_the_dot_cuts_at_once(server: Smtpd, transport: SmtpTransport, step: str) -> None:
+    _misbehave(server, step, HANG)
+    sending = Sending(transport, timeout=60)
+    server.wait(lambda: _has_come_to(server, step))
+    transport.stop(grace=60)
+    assert sending.outcome() is CUT
+    assert send(transport).outcome is CUT
+    assert (server.taken, server.connections) == (0, 1)
+
+
+def _has_come_to(server: Smtpd, step: str) -> bool:
+    return server.connections == 1 if step == "greeting" else server.seen(step) == 1
+
+
+def test_stop_cuts_a_tls_handshake(server: Smtpd) -> None:
+    server.behaviour.greeting = HANG
+    transport = SmtpTransport(at(server, "implicit"))
+    sending = Sending(transport, timeout=60)
+    server.wait(lambda: server.connections == 1)
+    transport.stop(grace=60)
+    assert sending.outcome() is CUT
+
+
+def test_stop_within_the_question_before_the_dot_cuts(server: Smtpd, transport: SmtpTransport) -> None:
+    def before_dot() -> bool:
+        transport.stop(grace=60)
+        return True
+
+    assert send(transport, before_dot=before_dot).outcome is CUT
+    assert server.taken == 0
+
+
+def test_stop_after_the_dot_waits_for_the_reply(server: Smtpd, transport: SmtpTransport) -> None:
+    server.script("*", Plan("dot", (Later(0.3), "250 ok"), taken=True))
+    sending = Sending(transport)
+    server.wait(lambda: server.taken == 1)
+    transport.stop(grace=60)
+    assert sending.outcome() is SENT
+    assert send(transport).outcome is CUT
+
+
+def test_stop_after_the_dot_waits_no_longer_than_its_grace(server: Smtpd, transport: SmtpTransport) -> None:
+    server.script("*", Plan("dot", HANG, taken=True))
+    sending = Sending(transport, reply_timeout=60)
+    server.wait(lambda: server.taken == 1)
+    transport.stop(grace=0.1)
+    assert sending.outcome() is UNCERTAIN
+    assert sending.result is not None
+    assert "shutting down" in sending.result.text
+
+
+def test_the_grace_never_prolongs_the_wait(server: Smtpd, transport: SmtpTransport) -> None:
+    server.script("*", Plan("dot", HANG, taken=True))
+    sending = Sending(transport, reply_timeout=0.5)
+    server.wait(lambda: server.taken == 1)
+    transport.stop(grace=60)
+    assert sending.outcome() is UNCERTAIN
+
+
+def test_stop_leaves_a_kept_connection_to_a_polite_close(server: Smtpd, transport: SmtpTransport) -> None:
+    assert send(transport).outcome is SENT
+    transport.stop(grace=0)
+    transport.close()
+    server.wait(lambda: server.seen("QUIT") == 1)
+
+
+def test_stop_before_the_first_mail_lets_none_start(server: Smtpd, transport: SmtpTransport) -> None:
+    transport.stop(grace=0)
+    assert send(transport).outcome is CUT
+    assert server.connections == 0
+
+
+# races
+
+
+def _claims(outcome: Outcome, copies: int) -> bool:
+    """Whether what the transport says is true of what the server has."""
+    if outcome is SENT:
+        return copies == 1
+    return copies <= 1 if outcome is UNCERTAIN else copies == 0
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+@pytest.mark.parametrize("cut", ["stop", "deadline"])
+def test_whenever_the_line_is_cut_the_outcome_is_true(server: Smtpd, pipelining: bool, cut: str) -> None:
+    """A hundred cuts over the milliseconds that a conversation takes, on each side of the dot."""
+    server.behaviour.pipelining = pipelining
+    seen: set[Outcome] = set()
+    dice = random.Random(4)
+    for _ in range(100):
+        transport, mail, moment = SmtpTransport(at(server)), a_mail(), dice.uniform(0.0002, 0.006)
+        if cut == "stop":
+            sending = Sending(transport, mail)
+            time.sleep(moment)
+            transport.stop(grace=0)
+            outcome = sending.outcome()
+        else:
+            outcome = send(transport, mail, timeout=moment, reply_timeout=dice.uniform(0.0002, 0.003)).outcome
+        transport.close()
+        server.wait(lambda: server.open_connections == 0)
+        seen.add(outcome)
+        assert _claims(outcome, server.copies(mail.message_id)), outcome
+    assert seen <= ({SENT, CUT, UNCERTAIN} if cut == "stop" else {SENT, OUTAGE, DEFERRED, UNCERTAIN})
+
+
+def test_many_transports_share_one_watchdog(server: Smtpd) -> None:
+    server.script("*", *[Plan("rcpt", HANG)] * 16)
+    transports = [SmtpTransport(at(server)) for _ in range(16)]
+    sending = [Sending(transport, timeout=0.5) for transport in transports]
+    assert {each.outcome() for each in sending} == {DEFERRED}
+    assert [thread.name for thread in threading.enumerate()].count("smtp-watchdog") == 1
+    for transport in transports:
+        transport.close()
+
+
+def test_a_deadline_over_tls_is_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
+    certificate = Certificate(tmp_path_factory.mktemp("certificate"))
+    with Smtpd(tls=certificate.server) as server:
+        server.script("*", Plan("rcpt", DRIP), Plan("dot", DRIP, taken=False))
+        transport = SmtpTransport(at(server, "implicit"), context=certificate.trusted)
+        limits: Callable[[], Result] = lambda: send(transport, timeout=0.5, reply_timeout=0.5)  # noqa: E731
+        assert [limits().outcome for _ in range(2)] == [DEFERRED, UNCERTAIN]
+        transport.close()

@@ -1,0 +1,367 @@
+"""What is sent is what was asked for: it comes back the same from a parser, and nothing can be smuggled in with it."""
+
+from __future__ import annotations
+
+import email
+import email.header
+import email.policy
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.message import EmailMessage, Message
+from email.utils import parsedate_to_datetime
+from typing import cast
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from emailsvc.mail import Attachment, Mail, Outcome
+from emailsvc.mail.header import Unbuildable, envelope_address
+from emailsvc.mail.message import build
+from emailsvc.mail.smtp import SmtpTransport
+from tests.mails import a_mail, at, send
+from tests.smtpd import Smtpd
+
+NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
+
+
+def built(mail: Mail, header: str | None = "X-Id", smtputf8: bool = False) -> bytes:
+    return build(mail, date=NOW, idempotency_header=header, smtputf8=smtputf8)
+
+
+def parsed(raw: bytes) -> EmailMessage:
+    return email.message_from_bytes(raw, policy=email.policy.default)
+
+
+def decoded(raw: bytes, name: str) -> str:
+    """A header as the old, simple reader of RFC 2047 sees it: the modern policy repairs too much for a comparison."""
+    value = cast(Message, email.message_from_bytes(raw))[name]
+    unfolded = re.sub(r"\r?\n(?=[ \t])", "", str(value))
+    return str(email.header.make_header(email.header.decode_header(unfolded)))
+
+
+def text_of(raw: bytes, subtype: str) -> str:
+    part = parsed(raw).get_body((subtype,))
+    assert part is not None
+    content = part.get_payload(decode=True)
+    assert isinstance(content, bytes)
+    return content.decode(part.get_content_charset("ascii"))
+
+
+def lines(text: str) -> str:
+    """Line ends made equal; a single text gains a last one on its way."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+
+
+one_line = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\u2028\u2029"), max_size=300)
+PIECES = ["\r", "\n", "\r\n", ".", " ", "\t", "=", "a", "ä", "\0", "x" * 1000, "--=_", "From ", "\x85"]
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=2000) | st.lists(st.sampled_from(PIECES)).map(
+    "".join
+)
+filenames = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/\\\u2028\u2029"), min_size=1)
+attachments = st.builds(
+    Attachment,
+    filenames.filter(lambda name: len(name) < 256),
+    st.sampled_from(["application/pdf", "text/csv; charset=utf-8", 'text/plain; charset="utf-8"; x=y', "image/png"]),
+    st.binary(max_size=500),
+)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(one_line, one_line, one_line.filter(bool), texts, st.none() | texts, st.lists(attachments, max_size=3))
+@example("=?utf-8?q?a=0ABcc:_eve=40example.com?=", "a  b" * 90, "=?", "\r.\r\n", "\n.\n", [])
+@example("x" * 998, "y " * 400 + "y", "z" * 255, "x" * 100_000, "ä" * 100_000, [])
+@example(" leading", "trailing ", "\xa0", "no end", "a \nb\t\n \n", [Attachment("..", "image/png", b"\r\n.\r\n")])
+def test_what_was_sent_is_what_a_reader_gets(
+    subject: str, custom: str, email_id: str, body: str, html: str | None, files: list[Attachment]
+) -> None:
+    mail = a_mail(subject=subject, email_id=email_id, body=body, html=html, headers={"X-A": custom}, attachments=files)
+    raw = built(mail)
+    assert decoded(raw, "Subject") == subject
+    assert decoded(raw, "X-A") == custom
+    assert decoded(raw, "X-Id") == email_id
+    assert lines(text_of(raw, "plain")) == lines(body)
+    assert html is None or lines(text_of(raw, "html")) == lines(html)
+    found = list(parsed(raw).iter_attachments()) if files else []
+    assert [(each.get_filename(), each.get_payload(decode=True)) for each in found] == [
+        (file.filename, file.content) for file in files
+    ]
+    _is_fit_for_the_wire(raw)
+
+
+def _is_fit_for_the_wire(raw: bytes) -> None:
+    assert raw.isascii()
+    assert b"\0" not in raw
+    assert raw.endswith(b"\r\n")
+    assert not re.search(rb"\r(?!\n)|(?<!\r)\n", raw)
+    assert max(map(len, raw.split(b"\r\n"))) <= 998
+    head = raw.partition(b"\r\n\r\n")[0]
+    assert not re.search(rb"\r\n[ \t]*(?:\r\n|$)", head)
+
+
+def test_the_headers_of_a_plain_mail() -> None:
+    mail = a_mail(reply_to="help@example.com", email_id="order-7")
+    message = parsed(built(mail))
+    assert parsedate_to_datetime(message["date"]) == NOW
+    assert message.items()[1:] == [
+        ("Message-ID", mail.message_id),
+        ("From", "shop@example.com"),
+        ("To", "ada@example.com"),
+        ("Subject", "Your order"),
+        ("Auto-Submitted", "auto-generated"),
+        ("MIME-Version", "1.0"),
+        ("Reply-To", "help@example.com"),
+        ("X-Id", "order-7"),
+        ("Content-Type", 'text/plain; charset="us-ascii"'),
+        ("Content-Transfer-Encoding", "7bit"),
+    ]
+    assert message.get_content() == "Thank you.\r\n"
+
+
+def test_without_an_idempotency_header_there_is_none() -> None:
+    assert b"order-" not in built(a_mail(), header=None)
+
+
+def test_the_same_mail_gives_the_same_bytes() -> None:
+    mail = a_mail(html="<p>Grüße</p>", attachments=[Attachment("a.pdf", "application/pdf", b"%PDF")])
+    assert built(mail) == built(mail)
+
+
+def test_the_parts_are_nested_as_readers_expect() -> None:
+    files = [
+        Attachment("a.pdf", "application/pdf", b"%PDF"),
+        Attachment("ü.csv", "text/csv; charset=utf-8", b"\xc3\xbc"),
+    ]
+    message = parsed(built(a_mail(html="<p>x</p>", attachments=files)))
+    types = [part.get_content_type() for part in message.walk()]
+    assert types == [
+        *("multipart/mixed", "multipart/alternative", "text/plain", "text/html"),
+        *("application/pdf", "text/csv"),
+    ]
+    csv = list(message.iter_attachments())[1]
+    assert (csv.get_content(), csv.get_filename(), csv.get_content_disposition()) == ("ü", "ü.csv", "attachment")
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding"),
+    [
+        ("short\n", "7bit"),
+        ("x" * 900, "7bit"),
+        ("x" * 901, "quoted-printable"),
+        ("Grüße an alle, die das hier lesen", "quoted-printable"),
+        ("Привет", "base64"),
+        ("nul\0", "quoted-printable"),
+    ],
+)
+def test_the_encoding_is_the_plainest_that_keeps_the_text(body: str, encoding: str) -> None:
+    assert parsed(built(a_mail(body=body)))["content-transfer-encoding"] == encoding
+
+
+def test_a_long_link_stays_whole_in_list_unsubscribe() -> None:
+    value = f"<https://example.com/{'u' * 800}>, <mailto:leave@example.com?subject=x>"
+    raw = built(a_mail(headers={"List-Unsubscribe": value, "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}))
+    assert f"List-Unsubscribe: {value.replace(', ', f',{chr(13)}{chr(10)} ')}\r\n".encode() in raw
+    assert b"List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n" in raw
+
+
+def test_a_link_too_long_for_a_line_is_refused_rather_than_broken() -> None:
+    with pytest.raises(Unbuildable, match="too long for a line"):
+        built(a_mail(headers={"List-Unsubscribe": f"<https://example.com/{'u' * 960}>"}))
+
+
+def test_a_long_filename_is_continued() -> None:
+    name = "😀" * 255
+    raw = built(a_mail(attachments=[Attachment(name, "application/pdf", b"")]))
+    assert [each.get_filename() for each in parsed(raw).iter_attachments()] == [name]
+    _is_fit_for_the_wire(raw)
+
+
+def test_no_text_can_contain_the_boundary() -> None:
+    first = built(a_mail(body="a", html="b"))
+    boundary = parsed(first).get_boundary()
+    again = built(a_mail(body=f"--{boundary}\nX: y\n\n--{boundary}--\n", html="b"))
+    assert text_of(again, "plain").startswith(f"--{boundary}")
+    assert text_of(again, "html") == "b"
+
+
+# addresses
+
+
+@pytest.mark.parametrize(
+    ("address", "wire"),
+    [
+        ("ada@example.com", "ada@example.com"),
+        ("Ada.Lovelace+news@Example.COM", "Ada.Lovelace+news@Example.COM"),
+        ("no-reply@localhost", "no-reply@localhost"),
+        ("ada@bücher.example", "ada@xn--bcher-kva.example"),
+        ("jürgen@example.com", "jürgen@example.com"),
+        ("o'hara@example.com", "o'hara@example.com"),
+    ],
+)
+def test_an_address_on_the_wire(address: str, wire: str) -> None:
+    assert envelope_address(address) == wire
+
+
+BAD_ADDRESSES = [
+    *("", "@", "a", "a@", "@b", "a@b@c", "a b@c", "a@b c", "<a@b>", "Ada <a@b.c>", "a@b,c@d", "a@b;c@d", '"a b"@c'),
+    *("a@b\r\nBcc: c@d", "a@b\n", "a\0@b", "a@b> SIZE=1", "a@b>\r\nRCPT TO:<c@d", "a(c)@b", "a@[127.0.0.1]", "a@b..c"),
+    *("a@b\u2028", "a@\u2028b", "a\x85@b", "a@straße.example", "a@ｅxample.com", "a@b\u200d.c", "a\u2028@b", "a@b."),
+    *("x" * 65 + "@example.com", "a@" + "x" * 64 + ".com", "a@" + "x." * 130 + "com", "a@\udc80", "\udc80@b"),
+]
+
+
+@pytest.mark.parametrize("address", BAD_ADDRESSES, ids=ascii)
+@pytest.mark.parametrize("where", ["sender", "recipient", "reply_to"])
+def test_what_is_not_one_bare_address_is_unbuildable(address: str, where: str) -> None:
+    with pytest.raises(Unbuildable):
+        built(a_mail(**{where: address}), smtputf8=True)
+
+
+def test_an_international_local_part_needs_smtputf8() -> None:
+    mail = a_mail(recipient="jürgen@bücher.example")
+    with pytest.raises(Unbuildable, match="SMTPUTF8"):
+        built(mail)
+    assert "\r\nTo: jürgen@xn--bcher-kva.example\r\n".encode() in built(mail, smtputf8=True)
+
+
+# refusals
+
+
+@pytest.mark.parametrize("name", ["", "X Y", "X:Y", "X\r\nY", "X\0", "Ä", "x" * 77, "X-\x7f"], ids=ascii)
+def test_what_is_not_a_header_name_is_unbuildable(name: str) -> None:
+    with pytest.raises(Unbuildable):
+        built(a_mail(headers={name: "x"}))
+
+
+@pytest.mark.parametrize(
+    "name", ["Bcc", "TO", "cc", "From", "subject", "Content-Type", "Message-Id", "X-ID", "Resent-To", "Auto-Submitted"]
+)
+def test_a_header_of_ours_cannot_be_given_again(name: str) -> None:
+    with pytest.raises(Unbuildable):
+        built(a_mail(headers={name: "eve@example.com"}))
+
+
+def test_a_header_cannot_be_given_twice() -> None:
+    with pytest.raises(Unbuildable, match="twice"):
+        built(a_mail(headers={"X-A": "1", "x-a": "2"}))
+
+
+@pytest.mark.parametrize(
+    "content_type", ["", "text", "text/csv\r\nX: y", "multipart/mixed", "message/rfc822", "text/x; a=\n", "text/ä"]
+)
+def test_a_type_that_cannot_be_attached_as_base64_is_unbuildable(content_type: str) -> None:
+    with pytest.raises(Unbuildable):
+        built(a_mail(attachments=[Attachment("a", content_type, b"")]))
+
+
+@pytest.mark.parametrize(
+    "message_id", ["", "x", "a@b", "<a@b", "<a@b>\r\nX: y", "<a b@c>", "<@>", "<" + "x" * 999 + "@b>"]
+)
+def test_what_is_not_a_message_id_is_unbuildable(message_id: str) -> None:
+    with pytest.raises(Unbuildable):
+        built(a_mail(message_id=message_id))
+
+
+@pytest.mark.parametrize("where", ["subject", "body", "html", "email_id"])
+def test_half_a_surrogate_pair_is_unbuildable(where: str) -> None:
+    with pytest.raises(Unbuildable):
+        built(a_mail(**{where: "\ud800"}))
+
+
+# smuggling: a server that takes anything for a line end must still see one message to one recipient
+
+BREAKS = [
+    "\r\n",
+    "\n",
+    "\r",
+    "\x0b",
+    "\x0c",
+    "\x1c",
+    "\x1d",
+    "\x1e",
+    "\x85",
+    "\u2028",
+    "\u2029",
+    "\0",
+    "\r\n\r\n",
+    "\n\n",
+]
+SMUGGLED = ["Bcc: eve@example.com", ".\r\nMAIL FROM:<eve@x>\r\nRCPT TO:<eve@x>\r\nDATA\r\nhello"]
+ENCODED = [
+    "=?utf-8?q?a=0ABcc:_eve=40example.com?=",
+    "=?utf-8?q?a=0D=0ABcc:_eve=40example.com=0D=0A=0D=0Abody?=",
+    "=?utf-8?b?YQ0KQmNjOiBldmVAZXhhbXBsZS5jb20=?=",
+    "=?iso-8859-1?q?a=0A?= =?utf-8?q?Bcc:_eve=40example.com?=",
+    "=?", "?=", "=?utf-8", "=?utf-8?q?", "a =?x?q?b?= c",
+]  # fmt: skip
+ENDS = [
+    f"{left}.{right}" for left in ("\r\n", "\n", "\r", "\r\r\n", "\0\n") for right in ("\r\n", "\n", "\r", "\0\r\n")
+]
+
+
+def _cases() -> Iterator[tuple[str, str]]:
+    in_headers = [f"hello{broken}{what}" for broken in BREAKS for what in SMUGGLED] + ENCODED
+    in_bodies = [f"hello{end}MAIL FROM:<eve@x>\r\nRCPT TO:<eve@x>\r\nDATA\r\nX: y" for end in ENDS] + ENDS + in_headers
+    for where in ("subject", "email_id", "header", "header name", "recipient", "sender", "reply_to", "filename"):
+        yield from ((where, text) for text in in_headers)
+    for where in ("body", "html", "content"):
+        yield from ((where, text) for text in in_bodies)
+
+
+CASES = list(_cases())
+
+
+def _with(where: str, text: str) -> Mail:
+    match where:
+        case "header":
+            return a_mail(headers={"X-A": text})
+        case "header name":
+            return a_mail(headers={text: "x"})
+        case "sender" | "recipient" | "reply_to":
+            return a_mail(**{where: f"{text}@example.com"})
+        case "filename" | "content":
+            name, content = (text, b"x") if where == "filename" else ("a.bin", text.encode())
+            return a_mail(attachments=[Attachment(name, "application/octet-stream", content)])
+        case _:
+            return a_mail(**{where: text})
+
+
+@pytest.fixture(scope="module")
+def lenient() -> Iterator[tuple[Smtpd, SmtpTransport]]:
+    with Smtpd(lenient=True) as server:
+        transport = SmtpTransport(at(server), idempotency_header="X-Id")
+        yield server, transport
+        transport.close()
+
+
+def test_there_are_enough_cases() -> None:
+    assert len(CASES) > 300
+
+
+@pytest.mark.parametrize(("where", "text"), CASES, ids=[f"{where}-{ascii(text)[:40]}" for where, text in CASES])
+def test_nothing_is_smuggled(lenient: tuple[Smtpd, SmtpTransport], where: str, text: str) -> None:
+    server, transport = lenient
+    before, commands, mail = server.taken, len(server.commands), _with(where, text)
+    result = send(transport, mail)
+    if result.outcome is Outcome.REJECTED:
+        assert "Unbuildable" in result.text
+        assert server.taken == before
+        return
+    assert result.outcome is Outcome.SENT
+    assert server.taken == before + 1
+    accepted = server.accepted[-1]
+    assert accepted.recipients == (mail.recipient,)
+    verbs = [line.split()[0].upper() for _, line in server.commands[commands:]]
+    assert [verb for verb in verbs if verb not in ("EHLO", "RSET", "QUIT")] == ["MAIL", "RCPT", "DATA"]
+    message = accepted.message
+    allowed = {"date", "message-id", "from", "to", "subject", "auto-submitted", "mime-version", "x-id", "content-type"}
+    allowed |= {"content-transfer-encoding", "reply-to"} | {name.lower() for name in mail.headers}
+    assert {name.lower() for name in message} <= allowed
+    assert len(message.keys()) == len(set(message.keys()))
+    assert decoded(accepted.data, "Subject") == mail.subject
+    assert decoded(accepted.data, "X-Id") == mail.email_id
+    assert lines(text_of(accepted.data, "plain")) == lines(mail.body)
+    assert mail.html is None or lines(text_of(accepted.data, "html")) == lines(mail.html)
+    for sent, got in zip(mail.attachments, message.iter_attachments() if mail.attachments else (), strict=True):
+        assert (got.get_filename(), got.get_payload(decode=True)) == (sent.filename, sent.content)

@@ -1,0 +1,518 @@
+"""What each answer of a mail server means, with and without pipelining, against a real one that misbehaves."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from emailsvc.mail import Outcome
+from emailsvc.mail import smtp as smtp_module
+from emailsvc.mail.connection import ConnectFailed
+from emailsvc.mail.smtp import SmtpTransport, check
+from tests.mails import Certificate, a_mail, at, send
+from tests.smtpd import DROP, HANG, Action, Drip, Plan, Smtpd
+
+SENT, DEFERRED, REJECTED = Outcome.SENT, Outcome.DEFERRED, Outcome.REJECTED
+OUTAGE, UNCERTAIN, CUT = Outcome.OUTAGE, Outcome.UNCERTAIN, Outcome.CUT
+
+
+@pytest.fixture(params=[True, False], ids=["pipelining", "step by step"])
+def server(request: pytest.FixtureRequest) -> Iterator[Smtpd]:
+    with Smtpd(pipelining=request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def connect(server: Smtpd) -> Iterator[Callable[..., SmtpTransport]]:
+    made: list[SmtpTransport] = []
+
+    def make(**changes: object) -> SmtpTransport:
+        context = changes.pop("context", None)
+        made.append(SmtpTransport(at(server, **changes), idempotency_header="X-Id", context=context))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for transport in made:
+        transport.close()
+
+
+@pytest.fixture
+def transport(connect: Callable[..., SmtpTransport]) -> SmtpTransport:
+    return connect()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return Certificate(tmp_path_factory.mktemp("certificate"))
+
+
+# the table
+
+
+@pytest.mark.parametrize(
+    ("step", "reply", "outcome"),
+    [
+        ("mail", "451 4.3.0 later", DEFERRED),
+        ("mail", "550 5.7.1 no", REJECTED),
+        ("mail", "421 4.3.2 closing", OUTAGE),
+        ("mail", "530 5.7.0 log in first", OUTAGE),
+        ("mail", "535 5.7.8 who?", OUTAGE),
+        ("mail", "538 5.7.11 encrypt first", OUTAGE),
+        ("mail", "354 what?", DEFERRED),
+        ("mail", "what?", DEFERRED),
+        ("rcpt", "450 4.7.1 greylisted", DEFERRED),
+        ("rcpt", "421 4.3.2 closing", DEFERRED),
+        ("rcpt", "550 5.1.1 no such user", REJECTED),
+        ("rcpt", "530 5.7.0 log in first", OUTAGE),
+        ("data", "451 4.3.0 later", DEFERRED),
+        ("data", "421 4.3.2 closing", DEFERRED),
+        ("data", "554 5.5.1 no", REJECTED),
+        ("data", "250 what?", DEFERRED),
+        ("dot", "250 ok", SENT),
+        ("dot", "251 forwarded", SENT),
+        ("dot", "200 ok", SENT),
+        ("dot", ("250-ok", "250 queued"), SENT),
+        ("dot", "451 4.3.0 later", DEFERRED),
+        ("dot", "421 4.3.2 closing", DEFERRED),
+        ("dot", "552 5.3.4 too big", REJECTED),
+        ("dot", "530 5.7.1 policy", REJECTED),
+        ("dot", "354 go on", UNCERTAIN),
+        ("dot", "150 hm", UNCERTAIN),
+        ("dot", "999 hm", UNCERTAIN),
+        ("dot", "what?", UNCERTAIN),
+        ("dot", "2500 ok", UNCERTAIN),
+        ("dot", ("250-ok", "550 no"), UNCERTAIN),
+        ("dot", (b"250 ok", DROP), UNCERTAIN),
+        ("dot", (b"250-ok\r\n", DROP), UNCERTAIN),
+        ("dot", (b"25", DROP), UNCERTAIN),
+        ("dot", DROP, UNCERTAIN),
+    ],
+)
+def test_each_reply_means_what_the_table_says(
+    server: Smtpd, transport: SmtpTransport, step: str, reply: Action, outcome: Outcome
+) -> None:
+    server.script("*", Plan(step, reply))
+    mail = a_mail()
+    result = send(transport, mail)
+    assert result.outcome is outcome, result
+    if outcome is SENT:
+        assert server.copies(mail.message_id) == 1
+    elif outcome is not UNCERTAIN:
+        assert server.copies(mail.message_id) == 0
+    # Whatever it was, the next mail is not touched by it.
+    following = a_mail()
+    assert send(transport, following).outcome is SENT
+    assert server.copies(following.message_id) == 1
+
+
+@pytest.mark.parametrize("step", ["mail", "rcpt", "data"])
+def test_a_connection_lost_before_the_dot_is_deferred(server: Smtpd, transport: SmtpTransport, step: str) -> None:
+    server.script("*", Plan(step, DROP))
+    result = send(transport)
+    assert result.outcome is DEFERRED
+    assert "connection lost" in result.text
+    assert server.taken == 0
+
+
+def test_a_connection_lost_within_the_message_is_deferred(server: Smtpd, transport: SmtpTransport) -> None:
+    server.script("*", Plan("data", ("354 go", DROP)))
+    result = send(transport, a_mail(body="x" * 5_000_000))
+    assert result.outcome is DEFERRED
+    assert server.taken == 0
+
+
+def test_the_result_carries_the_servers_words_and_codes(server: Smtpd, transport: SmtpTransport) -> None:
+    server.script("*", Plan("rcpt", ("550-5.1.1 no such", "550 5.1.1 user here")))
+    result = send(transport)
+    assert (result.code, result.enhanced) == (550, "5.1.1")
+    assert result.text == "RCPT: 550 5.1.1 no such 5.1.1 user here"
+
+
+def test_the_servers_words_are_bounded_and_printable(server: Smtpd, transport: SmtpTransport) -> None:
+    server.script("*", Plan("rcpt", b"550 5.1.1 \x1b[31m\x00\xff\xe2\x80\xae" + b"x" * 3000 + b"\r\n"))
+    result = send(transport)
+    assert result.outcome is REJECTED
+    assert result.text.isprintable()
+    assert len(result.text) < 600
+
+
+# connecting
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        {"greeting": "421 4.3.2 not now"},
+        {"greeting": "554 5.3.2 not you"},
+        {"greeting": "hello"},
+        {"greeting": DROP},
+        {"ehlo": "550 5.3.3 no"},
+        {"ehlo": "421 4.3.2 closing"},
+        {"ehlo": DROP},
+    ],
+    ids=str,
+)
+def test_a_server_that_does_not_come_to_mail_is_an_outage(
+    server: Smtpd, transport: SmtpTransport, behaviour: dict[str, Action]
+) -> None:
+    for name, value in behaviour.items():
+        setattr(server.behaviour, name, value)
+    assert send(transport).outcome is OUTAGE
+    assert server.seen("MAIL") == 0
+
+
+def test_a_refused_connection_is_an_outage_that_names_host_and_port() -> None:
+    with Smtpd() as gone:
+        server = at(gone)
+    result = send(SmtpTransport(server))
+    assert result.outcome is OUTAGE
+    assert result.text.startswith(f"127.0.0.1:{server.port}: connecting: ConnectionRefusedError")
+
+
+def test_a_name_that_does_not_exist_is_an_outage(server: Smtpd) -> None:
+    result = send(SmtpTransport(at(server, host="mail.invalid")))
+    assert result.outcome is OUTAGE
+    assert "mail.invalid" in result.text
+
+
+@pytest.mark.parametrize("password", ["right", "wrong"])
+def test_login(server: Smtpd, connect: Callable[..., SmtpTransport], password: str) -> None:
+    server.behaviour.login, server.behaviour.require_login = ("shop", "right"), True
+    result = send(connect(user="shop", password=password))
+    assert result.outcome is (SENT if password == "right" else OUTAGE)
+    assert result.code == (250 if password == "right" else 535)
+
+
+@pytest.mark.parametrize("auth", ["535 5.7.8 no", "454 4.7.0 later", DROP, ("535 5.7.8 no", DROP)], ids=str)
+def test_a_failed_login_is_an_outage(server: Smtpd, connect: Callable[..., SmtpTransport], auth: Action) -> None:
+    server.behaviour.login, server.behaviour.auth = ("shop", "right"), auth
+    result = send(connect(user="shop", password="right"))
+    assert result.outcome is OUTAGE
+    assert auth == DROP or result.code in (535, 454)
+
+
+def test_a_login_that_the_server_does_not_offer_is_an_outage(connect: Callable[..., SmtpTransport]) -> None:
+    result = send(connect(user="shop", password="right"))
+    assert result.outcome is OUTAGE
+    assert "does not offer" in result.text
+
+
+def test_a_password_beyond_ascii_is_an_outage_that_does_not_show_it(
+    server: Smtpd, connect: Callable[..., SmtpTransport]
+) -> None:
+    server.behaviour.login = ("shop", "x")
+    result = send(connect(user="shop", password="pässwort"))
+    assert result.outcome is OUTAGE
+    assert "ä" not in result.text
+
+
+def test_starttls_that_is_not_offered_is_an_outage_and_nothing_is_sent_in_the_clear(
+    server: Smtpd, connect: Callable[..., SmtpTransport]
+) -> None:
+    server.behaviour.login = ("shop", "right")
+    result = send(connect(tls="starttls", user="shop", password="right"))
+    assert result.outcome is OUTAGE
+    assert "STARTTLS: required, but the server does not offer it" in result.text
+    assert server.seen("AUTH") == server.seen("MAIL") == 0
+
+
+def test_starttls_is_used_and_logs_in_behind_it(
+    server: Smtpd, connect: Callable[..., SmtpTransport], certificate: Certificate
+) -> None:
+    server.behaviour.starttls, server.behaviour.login = certificate.server, ("shop", "right")
+    transport = connect(tls="starttls", user="shop", password="right", context=certificate.trusted)
+    assert [send(transport).outcome for _ in range(3)] == [SENT] * 3
+    assert server.connections == 1
+    verbs = [line.split()[0].upper() for _, line in server.commands]
+    assert verbs[:4] == ["EHLO", "STARTTLS", "EHLO", "AUTH"]
+
+
+def test_implicit_tls_is_used(certificate: Certificate) -> None:
+    with Smtpd(tls=certificate.server) as server:
+        transport = SmtpTransport(at(server, "implicit"), context=certificate.trusted)
+        assert [send(transport).outcome for _ in range(3)] == [SENT] * 3
+        transport.close()
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+def test_a_certificate_that_nobody_vouches_for_is_an_outage(certificate: Certificate, tls: str) -> None:
+    contexts = {"starttls": certificate.server} if tls == "starttls" else {"tls": certificate.server}
+    with Smtpd(**contexts) as server:
+        result = send(SmtpTransport(at(server, tls)))
+        assert result.outcome is OUTAGE
+        assert "certificate" in result.text.lower()
+        assert server.seen("MAIL") == 0
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+def test_a_certificate_for_another_host_is_an_outage(tmp_path: Path, tls: str) -> None:
+    other = Certificate(tmp_path, "DNS:other.example")
+    contexts = {"starttls": other.server} if tls == "starttls" else {"tls": other.server}
+    with Smtpd(**contexts) as server:
+        result = send(SmtpTransport(at(server, tls), context=other.trusted))
+        assert result.outcome is OUTAGE
+        assert "127.0.0.1" in result.text
+
+
+# kept connections
+
+
+def test_a_connection_is_kept_for_the_next_mail(server: Smtpd, transport: SmtpTransport) -> None:
+    assert [send(transport).outcome for _ in range(5)] == [SENT] * 5
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_server_that_closes_after_some_mails_is_reconnected_silently(
+    server: Smtpd, transport: SmtpTransport, limit: int
+) -> None:
+    server.behaviour.mails_per_connection = limit
+    mails = [a_mail() for _ in range(7)]
+    assert [send(transport, mail).outcome for mail in mails] == [SENT] * 7
+    assert all(server.copies(mail.message_id) == 1 for mail in mails)
+
+
+@pytest.mark.parametrize("farewell", [DROP, "421 4.4.2 idle", "250 stray"], ids=str)
+def test_a_kept_connection_that_ended_meanwhile_is_reconnected_silently(
+    server: Smtpd, transport: SmtpTransport, farewell: Action
+) -> None:
+    server.script("*", Plan("dot", ("250 ok", *([farewell] if farewell != "250 stray" else ["what?"])), taken=True))
+    assert [send(transport).outcome for _ in range(2)] == [SENT, SENT]
+    assert (server.connections, server.taken) == (2, 2)
+
+
+def test_a_server_that_restarted_is_reconnected_silently(server: Smtpd, transport: SmtpTransport) -> None:
+    send(transport)
+    server.drop_all()
+    assert send(transport).outcome is SENT
+
+
+def test_a_server_that_went_away_is_an_outage_on_the_new_connection(server: Smtpd, transport: SmtpTransport) -> None:
+    send(transport)
+    server.close_door()
+    server.drop_all()
+    assert send(transport).outcome is OUTAGE
+
+
+def test_a_server_that_closes_on_the_new_connection_too_is_an_outage(server: Smtpd, transport: SmtpTransport) -> None:
+    send(transport)
+    server.script("*", Plan("mail", "421 4.3.2 closing"), Plan("mail", "421 4.3.2 closing"))
+    assert send(transport).outcome is OUTAGE
+    assert server.connections == 2
+
+
+def test_a_login_that_ran_out_is_renewed_on_a_new_connection(server: Smtpd, transport: SmtpTransport) -> None:
+    send(transport)
+    server.script("*", Plan("mail", "530 5.7.0 log in first"))
+    assert send(transport).outcome is SENT
+
+
+def test_a_later_failure_on_a_kept_connection_is_no_reconnect(server: Smtpd, transport: SmtpTransport) -> None:
+    send(transport)
+    server.script("*", Plan("rcpt", DROP))
+    assert send(transport).outcome is DEFERRED
+    assert server.connections == 1
+
+
+def test_a_drop_after_the_dot_on_a_kept_connection_is_never_sent_again(server: Smtpd, transport: SmtpTransport) -> None:
+    send(transport)
+    server.script("*", Plan("dot", DROP, taken=True))
+    mail = a_mail()
+    assert send(transport, mail).outcome is UNCERTAIN
+    assert server.copies(mail.message_id) == 1
+
+
+def test_a_refused_mail_leaves_nothing_for_the_next_one(server: Smtpd, transport: SmtpTransport) -> None:
+    server.behaviour.refuse = lambda recipient: "550 5.1.1 unknown" if recipient.startswith("nobody") else None
+    assert send(transport, a_mail(recipient="nobody@example.com")).outcome is REJECTED
+    mail = a_mail(recipient="grace@example.com")
+    assert send(transport, mail).outcome is SENT
+    assert server.accepted[0].recipients == ("grace@example.com",)
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("reply", ["502 5.5.1 no", "421 4.3.2 closing", DROP], ids=str)
+def test_trouble_in_rset_costs_no_mail_anything(server: Smtpd, transport: SmtpTransport, reply: Action) -> None:
+    server.behaviour.rset = reply
+    server.script("*", Plan("rcpt", "550 5.1.1 unknown"))
+    assert [send(transport).outcome for _ in range(3)] == [REJECTED, SENT, SENT]
+    assert server.taken == 2
+
+
+@pytest.mark.parametrize("reply", ["421 4.3.2 closing", "500 what?", "what?", DROP, HANG, Drip("221 bye")], ids=str)
+def test_trouble_in_quit_is_no_outcome(server: Smtpd, transport: SmtpTransport, reply: Action) -> None:
+    server.behaviour.quit = reply
+    assert send(transport).outcome is SENT
+    transport.close()
+    transport.close()
+
+
+def test_a_connection_is_changed_after_some_mails(
+    server: Smtpd, transport: SmtpTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smtp_module, "MAILS_PER_CONNECTION", 2)
+    assert [send(transport).outcome for _ in range(5)] == [SENT] * 5
+    assert (server.connections, server.seen("QUIT")) == (3, 2)
+
+
+def test_an_idle_connection_is_closed_and_the_next_mail_takes_a_new_one(
+    server: Smtpd, transport: SmtpTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smtp_module, "IDLE_SECONDS", 0.05)
+    assert send(transport).outcome is SENT
+    server.wait(lambda: server.open_connections == 0)
+    assert send(transport).outcome is SENT
+
+
+# pipelining
+
+
+@pytest.mark.parametrize(("reply", "outcome"), [("550 5.1.1 unknown", REJECTED), ("450 4.2.1 later", DEFERRED)])
+def test_a_354_behind_a_refused_recipient_is_left_with_a_lone_dot(
+    server: Smtpd, transport: SmtpTransport, reply: str, outcome: Outcome
+) -> None:
+    server.behaviour.data_despite_refusal = True
+    server.script("*", Plan("rcpt", reply))
+    result = send(transport)
+    assert result.outcome is outcome
+    assert str(result.code) in reply
+    assert send(transport).outcome is SENT
+    assert (server.taken, server.connections) == (1, 1)
+
+
+def test_a_354_behind_a_refused_sender_never_becomes_an_empty_message(server: Smtpd, transport: SmtpTransport) -> None:
+    server.script("*", Plan("mail", "550 5.1.8 bad sender", taken=True))
+    assert send(transport).outcome is REJECTED
+    assert send(transport).outcome is SENT
+    assert server.taken == 1
+
+
+def test_the_envelope_is_one_write_only_where_the_server_allows_it(server: Smtpd, transport: SmtpTransport) -> None:
+    server.script("*", Plan("mail", HANG))
+    sending = threading.Thread(target=send, args=(transport,))
+    sending.start()
+    server.wait(lambda: server.seen("MAIL") == 1)
+    waiting = [bytes(session.buffer) for session in server.sessions]
+    transport.stop(0)
+    sending.join()
+    assert waiting == [b"RCPT TO:<ada@example.com>\r\nDATA\r\n" if server.behaviour.pipelining else b""]
+
+
+# the message on its way
+
+
+def test_the_message_is_there_before_the_question_and_the_dot_after_it(server: Smtpd, transport: SmtpTransport) -> None:
+    seen: list[bool] = []
+
+    def before_dot() -> bool:
+        server.wait(lambda: any(bytes(each.buffer).endswith(b"the end\r\n") for each in server.sessions))
+        seen.append(server.taken == 0)
+        return True
+
+    assert send(transport, a_mail(body="the end\n"), before_dot=before_dot).outcome is SENT
+    assert seen == [True]
+
+
+def test_a_no_before_the_dot_cuts_and_the_server_has_nothing(server: Smtpd, transport: SmtpTransport) -> None:
+    result = send(transport, before_dot=lambda: False)
+    assert result.outcome is DEFERRED
+    assert "deadline" in result.text
+    assert send(transport).outcome is SENT
+    assert server.taken == 1
+
+
+def test_an_exception_before_the_dot_is_rejected_with_its_name(server: Smtpd, transport: SmtpTransport) -> None:
+    def before_dot() -> bool:
+        raise ZeroDivisionError("oops")
+
+    result = send(transport, before_dot=before_dot)
+    assert result.outcome is REJECTED
+    assert "ZeroDivisionError: oops" in result.text
+    assert server.taken == 0
+
+
+def test_a_mail_that_cannot_be_built_is_rejected_without_a_connection(server: Smtpd, transport: SmtpTransport) -> None:
+    result = send(transport, a_mail(subject="a\r\nBcc: eve@example.com"))
+    assert result.outcome is REJECTED
+    assert "Unbuildable" in result.text
+    assert server.connections == 0
+
+
+def test_leading_dots_arrive(server: Smtpd, transport: SmtpTransport) -> None:
+    body = ".\n..\n.a\nb.\n.\n"
+    assert send(transport, a_mail(body=body)).outcome is SENT
+    assert server.accepted[0].message.get_content().replace("\r\n", "\n") == body
+
+
+def test_an_international_address_needs_smtputf8(server: Smtpd, transport: SmtpTransport) -> None:
+    server.behaviour.smtputf8 = False
+    result = send(transport, a_mail(recipient="jürgen@example.com"))
+    assert result.outcome is REJECTED
+    assert "SMTPUTF8" in result.text
+    assert server.seen("MAIL") == 0
+
+
+def test_an_international_address_is_sent_where_smtputf8_is_offered(server: Smtpd, transport: SmtpTransport) -> None:
+    assert send(transport, a_mail(recipient="jürgen@bücher.example")).outcome is SENT
+    assert server.accepted[0].recipients == ("jürgen@xn--bcher-kva.example",)
+    assert any(line.startswith("MAIL") and line.endswith("SMTPUTF8") for _, line in server.commands)
+
+
+def test_smtputf8_is_not_asked_for_without_need(server: Smtpd, transport: SmtpTransport) -> None:
+    assert send(transport, a_mail(recipient="ada@bücher.example", subject="Grüße")).outcome is SENT
+    assert not any("SMTPUTF8" in line for _, line in server.commands)
+
+
+def test_the_retry_of_a_mail_carries_the_same_ids(server: Smtpd, transport: SmtpTransport) -> None:
+    server.behaviour.id_header = "X-Id"
+    server.script("*", Plan("dot", DROP, taken=True))
+    mail = a_mail(email_id="order-7")
+    assert [send(transport, mail).outcome for _ in range(2)] == [UNCERTAIN, SENT]
+    assert (server.copies(mail.message_id), server.copies_by_header("order-7")) == (2, 2)
+
+
+# check, and what is kept quiet
+
+
+def test_check_returns_the_greeting(server: Smtpd) -> None:
+    server.behaviour.login = ("shop", "right")
+    assert check(at(server, user="shop", password="right")) == "mail.example.test ESMTP"
+    assert server.seen("QUIT") == 1
+    assert server.seen("MAIL") == 0
+
+
+def test_check_says_what_is_wrong(server: Smtpd) -> None:
+    server.behaviour.login = ("shop", "right")
+    with pytest.raises(ConnectFailed, match=r"127\.0\.0\.1:\d+: AUTH: 535 5\.7\.8 user or password is wrong"):
+        check(at(server, user="shop", password="wrong"))
+
+
+def test_the_log_shows_no_password_address_or_body(
+    server: Smtpd, connect: Callable[..., SmtpTransport], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server.behaviour.login = ("shop-user", "passw0rd")
+    transport = connect(user="shop-user", password="passw0rd")
+    server.script("*", Plan("dot", ("250 ok", DROP), taken=True), Plan("rcpt", "550 <ada@example.com> unknown"))
+    for _ in range(3):
+        send(transport, a_mail(body="the body"))
+    server.behaviour.quit = DROP
+    transport.close()
+    assert "passw0rd" not in caplog.text + repr(transport) + repr(at(server, password="passw0rd"))
+    assert "ada@example" not in caplog.text
+    assert "the body" not in caplog.text
+
+
+def test_no_host_name_is_looked_up_for_ehlo(
+    server: Smtpd, transport: SmtpTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> str:
+        raise AssertionError("looked up")
+
+    monkeypatch.setattr(socket, "getfqdn", never)
+    assert send(transport).outcome is SENT

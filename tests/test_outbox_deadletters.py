@@ -1,0 +1,252 @@
+"""Dead letters resolved, e-mails cancelled and people erased."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from emailsvc import outbox, reports
+from emailsvc.clock import utcnow
+from emailsvc.config import Config
+from emailsvc.errors import Conflict, InvalidPayload, NotFound
+from emailsvc.models import Attempt, DeadLetter, StoredAttachment
+from emailsvc.outbox import Claim, Swept
+from tests.emails import (
+    DEFERRED,
+    REJECTED,
+    SENT,
+    UNCERTAIN,
+    accept,
+    claim,
+    make_due,
+    move,
+    new_email,
+    record,
+    row,
+    rows,
+    token,
+)  # fmt: skip
+
+
+def _fail(engine: Engine, config: Config, *ids: str, result: Any = REJECTED, **fields: Any) -> list[int]:
+    accept(engine, config, *ids, **fields)
+    made = claim(engine, config)
+    for number in range(len(made.rows)):
+        record(engine, config, made, result, number)
+    return [letter.id for letter in rows(engine, DeadLetter)]
+
+
+def test_a_replay_has_a_fresh_budget_and_the_same_message_id(engine: Engine, config: Config) -> None:
+    (letter,) = _fail(engine, config)
+    message_id = row(engine).message_id
+    resolved = outbox.replay(engine, letter)
+    assert (resolved.id, resolved.email_id, resolved.resolution) == (letter, "m-1", "replayed")
+    assert (row(engine).status, row(engine).attempts, row(engine).message_id) == ("pending", 0, message_id)
+    for _ in range(config.max_retry_attempts):
+        assert record(engine, config, claim(engine, config), DEFERRED).state == "pending"
+        make_due(engine)
+    assert record(engine, config, claim(engine, config), SENT).state == "sent"
+    events = [entry["event"] for entry in reports.email(engine, "m-1")["timeline"]]
+    assert events == ["received", "rejected", "dead_lettered", "replayed", *["deferred"] * 3, "sent"]
+
+
+def test_replaying_twice_sends_once(engine: Engine, config: Config) -> None:
+    (letter,) = _fail(engine, config)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: outbox.replay(engine, letter), range(8)))
+    assert len({a.resolution for a in answers}) == 1
+    made = claim(engine, config)
+    record(engine, config, made, SENT)
+    outbox.replay(engine, letter)
+    assert row(engine).status == "sent"
+    assert not isinstance(outbox.claim(engine, token(), config), Claim)
+
+
+def test_a_replay_forgets_a_deadline_that_has_passed_and_keeps_one_that_has_not(engine: Engine, config: Config) -> None:
+    later = utcnow() + timedelta(hours=1)
+    letters = _fail(engine, config, "past", "ahead", expires_at=later.isoformat())
+    move(engine, 7200, "expires_at", email_id="past")
+    for letter in letters:
+        outbox.replay(engine, letter)
+    assert row(engine, "past").expires_at is None
+    assert abs((row(engine, "ahead").expires_at - later).total_seconds()) < 0.01
+
+
+def test_discarding_twice_answers_the_same(engine: Engine, config: Config) -> None:
+    (letter,) = _fail(engine, config)
+    assert outbox.discard(engine, letter) == outbox.discard(engine, letter)
+    assert row(engine).status == "failed"
+    assert reports.stats(engine)["dead_letters"] == 0
+    assert reports.violations(engine, config) == []
+
+
+def test_delivered_makes_it_sent(engine: Engine, config: Config) -> None:
+    (letter,) = _fail(engine, config, result=UNCERTAIN)
+    assert outbox.delivered(engine, letter).resolution == "delivered"
+    assert (row(engine).status, reports.stats(engine)["sent"], reports.stats(engine)["failed"]) == ("sent", 1, 0)
+    assert reports.violations(engine, config) == []
+    assert [e["event"] for e in reports.email(engine, "m-1")["timeline"]][-1] == "delivered"
+
+
+def test_another_resolution_than_the_first_is_refused(engine: Engine, config: Config) -> None:
+    (letter,) = _fail(engine, config)
+    outbox.discard(engine, letter)
+    for act in (outbox.replay, outbox.delivered):
+        with pytest.raises(Conflict, match="discarded"):
+            act(engine, letter)
+
+
+def test_what_does_not_exist_is_not_found(engine: Engine) -> None:
+    for act in (outbox.replay, outbox.delivered, outbox.discard, reports.dead_letter):
+        with pytest.raises(NotFound):
+            act(engine, 12345)
+    with pytest.raises(NotFound):
+        reports.email(engine, "nobody")
+    with pytest.raises(NotFound):
+        outbox.cancel(engine, "nobody")
+
+
+def test_content_that_is_gone_cannot_be_replayed(engine: Engine, config: Config) -> None:
+    (letter,) = _fail(engine, config)
+    outbox.discard(engine, letter)
+    move(engine, config.body_retention_seconds + 10, "final_at")
+    outbox.retain(engine, config, Swept())
+    (_, again) = _fail(engine, config, "m-2")
+    outbox.erase(engine, "m-2@example.com")
+    for gone in (letter, again):
+        with pytest.raises(Conflict):
+            outbox.replay(engine, gone)
+
+
+def test_replays_by_filter(engine: Engine, config: Config) -> None:
+    _fail(engine, config, "a", "b", "c")
+    _fail(engine, config, "u", result=UNCERTAIN)
+    assert outbox.replay_many(engine, reason="rejected", dry_run=True) == 3
+    assert outbox.replay_many(engine, since=utcnow() + timedelta(hours=1)) == 0
+    assert outbox.replay_many(engine, until=utcnow() - timedelta(hours=1)) == 0
+    assert reports.stats(engine)["pending"] == 0
+    assert outbox.replay_many(engine, reason="rejected", limit=2) == 2
+    assert [row(engine, i).status for i in "abcu"] == ["pending", "pending", "failed", "failed"]
+    assert outbox.replay_many(engine) == 2
+
+
+def test_pages_of_dead_letters_are_complete_and_never_repeat(engine: Engine, config: Config) -> None:
+    ids = [f"m-{n}" for n in range(10)]
+    _fail(engine, config, *ids)
+    seen: list[str] = []
+    cursor = None
+    while True:
+        letters, cursor = reports.dead_letters(engine, limit=3, cursor=cursor)
+        seen += [letter["email_id"] for letter in letters]
+        if cursor is None:
+            break
+    assert seen == ids[::-1]
+    outbox.discard(engine, rows(engine, DeadLetter)[0].id)
+    assert [letter["email_id"] for letter in reports.dead_letters(engine, resolved=True)[0]] == ["m-0"]
+    assert reports.dead_letters(engine, reason="expired")[0] == []
+
+
+@pytest.mark.parametrize(
+    "cursor", ["", "x", "2026-01-01~1", "2026-01-01T00:00:00+00:00~x", "~", "2026-01-01T00:00:00+00:00~-1"]
+)
+def test_a_cursor_that_was_made_up_is_refused(engine: Engine, cursor: str) -> None:
+    with pytest.raises(InvalidPayload):
+        reports.dead_letters(engine, cursor=cursor)
+
+
+def test_cancelling_what_waits_and_again(engine: Engine, config: Config) -> None:
+    accept(engine, config)
+    outbox.cancel(engine, "m-1")
+    outbox.cancel(engine, "m-1")
+    assert row(engine).status == "cancelled"
+    assert not isinstance(outbox.claim(engine, token(), config), Claim)
+    assert outbox.accept(engine, new_email(), config).state == "cancelled"
+    assert [e["event"] for e in reports.email(engine, "m-1")["timeline"]] == ["received", "cancelled"]
+
+
+def test_what_cannot_be_cancelled_says_why(engine: Engine, config: Config) -> None:
+    def code() -> str:
+        with pytest.raises(Conflict) as refused:
+            outbox.cancel(engine, "m-1")
+        return refused.value.code
+
+    accept(engine, config, on_uncertain="retry")
+    made = claim(engine, config)
+    assert code() == "sending"
+    record(engine, config, made, UNCERTAIN)
+    assert code() == "maybe_sent"
+    make_due(engine)
+    record(engine, config, claim(engine, config), REJECTED)
+    assert code() == "failed"
+    outbox.replay(engine, rows(engine, DeadLetter)[0].id)
+    record(engine, config, claim(engine, config), SENT)
+    assert code() == "already_sent"
+
+
+def test_cancel_against_claim_is_always_answered_truly(engine: Engine, make_config: Any) -> None:
+    config = make_config(batch_size=1)
+
+    def cancel(email_id: str) -> str:
+        try:
+            outbox.cancel(engine, email_id)
+        except Conflict as refused:
+            return refused.code
+        return "cancelled"
+
+    def send() -> list[str]:
+        made = outbox.claim(engine, token(), config)
+        if not isinstance(made, Claim):
+            return []
+        record(engine, config, made, SENT)
+        return [r.email_id for r in made.rows]
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(250):
+            accept(engine, config, f"m-{number}")
+            cancelling = pool.submit(cancel, f"m-{number}")
+            sending = pool.submit(send)
+            cancelled, sent = cancelling.result(30), sending.result(30)
+            assert cancelled in (["sending", "already_sent"] if sent else ["cancelled"]), f"race {number}: {sent}"
+            while send():
+                pass
+    assert reports.violations(engine, config) == []
+
+
+def test_erasing_a_person_leaves_ids_and_times(engine: Engine, config: Config) -> None:
+    attachment = {"filename": "x", "content_type": "text/plain", "content": "aGk="}
+    _fail(engine, config, "failed", user="Eve@Example.com")
+    accept(engine, config, "sent", user="eve@example.com", attachments=[attachment])
+    record(engine, config, claim(engine, config), SENT)
+    accept(engine, config, "pending", "other", user="eve@example.com")
+    accept(engine, config, "bob", user="bob@example.com")
+    assert outbox.erase(engine, "EVE@example.COM") == 4
+    for name, status in {"failed": "failed", "sent": "sent", "pending": "cancelled", "other": "cancelled"}.items():
+        found = row(engine, name)
+        assert (found.status, found.recipient, found.subject, found.body, found.other) == (
+            status,
+            None,
+            None,
+            None,
+            None,
+        )
+        assert found.final_at is not None
+    assert rows(engine, StoredAttachment) == []
+    assert [a.text for a in rows(engine, Attempt)] == ["(erased)"]
+    assert (row(engine, "bob").status, row(engine, "bob").body) == ("pending", "Text")
+    assert (
+        outbox.accept(engine, new_email("sent", user="eve@example.com", attachments=[attachment]), config).status
+        == "duplicate"
+    )
+    assert outbox.erase(engine, "eve@example.com") == 0
+    assert reports.violations(engine, config) == []
+
+
+def test_look_up_of_many_ids(engine: Engine, config: Config) -> None:
+    accept(engine, config, "a", "b")
+    found, missing = reports.lookup(engine, ["b", "nope", "a", "b"])
+    assert [e["email_id"] for e in found] == ["b", "a"]
+    assert missing == ["nope"]

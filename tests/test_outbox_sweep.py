@@ -1,0 +1,331 @@
+"""The sweep: expired claims, deadlines, outages past their limit, roll-ups and retention."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select, update
+
+from emailsvc import outbox, reports
+from emailsvc.clock import utcnow
+from emailsvc.config import Config
+from emailsvc.models import Attempt, Counter, DeadLetter, Email, StoredAttachment, Switch
+from emailsvc.outbox import Swept
+from tests.emails import (
+    DEFERRED,
+    OUTAGE,
+    REJECTED,
+    SENT,
+    UNCERTAIN,
+    accept,
+    claim,
+    end_leases,
+    make_due,
+    move,
+    move_switch,
+    new_email,
+    record,
+    row,
+    rows,
+    switch,
+)  # fmt: skip
+from tests.servers import wait_for
+
+
+def test_of_an_expired_claim_only_the_lowest_unfinished_row_is_uncertain(engine: Engine, config: Config) -> None:
+    accept(engine, config, *"abcde")
+    made = claim(engine, config)
+    record(engine, config, made, SENT, 0)
+    end_leases(engine)
+    swept = outbox.sweep(engine, config)
+    assert swept.uncertain == [("b", "failed")]
+    assert swept.released == 3
+    assert [row(engine, i).status for i in "abcde"] == ["sent", "failed", "pending", "pending", "pending"]
+    assert "worker was lost" in rows(engine, DeadLetter)[0].error
+    assert [row(engine, i).attempts for i in "cde"] == [0, 0, 0]
+    assert reports.violations(engine, config) == []
+
+
+def test_a_claim_whose_lease_lasts_is_left_alone(engine: Engine, config: Config) -> None:
+    accept(engine, config)
+    claim(engine, config)
+    assert outbox.sweep(engine, config).uncertain == []
+    assert row(engine).status == "sending"
+
+
+def test_under_retry_a_lost_worker_costs_an_attempt_and_the_second_one_ends_it(engine: Engine, config: Config) -> None:
+    accept(engine, config, on_uncertain="retry")
+    for expected in ("pending", "failed"):
+        claim(engine, config)
+        end_leases(engine)
+        assert outbox.sweep(engine, config).uncertain == [("m-1", expected)]
+        make_due(engine)
+    assert rows(engine, DeadLetter)[0].reason == "uncertain"
+    assert [a.worker_lost for a in rows(engine, Attempt)] == [True, True]
+
+
+def test_a_replay_forgives_the_worker_that_was_lost(engine: Engine, config: Config) -> None:
+    accept(engine, config, on_uncertain="retry")
+    for _ in range(2):
+        claim(engine, config)
+        end_leases(engine)
+        outbox.sweep(engine, config)
+        make_due(engine)
+    outbox.replay(engine, rows(engine, DeadLetter)[0].id)
+    claim(engine, config)
+    end_leases(engine)
+    assert outbox.sweep(engine, config).uncertain == [("m-1", "pending")]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_sweep_held_up_before_it_reads_sees_the_record_that_came_first(engine: Engine, config: Config) -> None:
+    """It waits for the worker's lock, then decides from what it holds: the recorded row is no longer among it."""
+    accept(engine, config, "a", "b", "c")
+    made = claim(engine, config)
+    end_leases(engine)
+    with ThreadPoolExecutor(1) as pool:
+        with engine.begin() as worker:
+            worker.execute(
+                update(Email)
+                .where(Email.id == made.rows[0].id, Email.claim == made.token)
+                .values(status="sent", sent_at=utcnow(), final_at=utcnow(), attempts=1)
+            )
+            sweeping = pool.submit(outbox.sweep, engine, config)
+            _wait_until_somebody_waits_for_a_lock(engine)
+        assert sweeping.result(20).uncertain == [("b", "failed")]
+    assert [row(engine, i).status for i in "abc"] == ["sent", "failed", "pending"]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_record_held_up_by_the_sweep_matches_nothing_afterwards(engine: Engine, config: Config) -> None:
+    accept(engine, config, "a", "b")
+    made = claim(engine, config)
+    end_leases(engine)
+    with ThreadPoolExecutor(1) as pool:
+        with engine.begin() as sweeping:
+            held = select(Email.id).where(Email.claim == made.token).order_by(Email.id).with_for_update()
+            ids = sweeping.execute(held).scalars().all()
+            recording = pool.submit(record, engine, config, made, SENT)
+            _wait_until_somebody_waits_for_a_lock(engine)
+            sweeping.execute(
+                update(Email).where(Email.id.in_(ids)).values(status="pending", claim=None, lease_expires_at=None)
+            )
+        assert not recording.result(20).won
+    assert [row(engine, i).status for i in "ab"] == ["pending", "pending"]
+
+
+def _wait_until_somebody_waits_for_a_lock(engine: Engine) -> None:
+    def waiting() -> bool:
+        with engine.connect() as connection:
+            query = (
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            return bool(connection.exec_driver_sql(query).scalar_one())
+
+    wait_for(waiting, 20, "a session that waits for a row lock")
+
+
+def test_sweeps_and_workers_at_once_never_release_a_row_that_was_started(engine: Engine, make_config: Any) -> None:
+    """Leases that end all the time, workers that go on only after they recorded, four sweeps: no row is sent twice."""
+    config = make_config(batch_size=5)
+    outbox.accept_many(engine, [new_email(f"m-{n}") for n in range(120)], config)
+    started: list[int] = []
+    finished = threading.Event()
+
+    def work(_: int) -> None:
+        idle = 0
+        while idle < 20:
+            made = outbox.claim(engine, f"{threading.get_ident():x}-{len(started)}", config)
+            if not isinstance(made, outbox.Claim):
+                idle += 1
+                continue
+            idle = 0
+            for number, claimed in enumerate(made.rows):
+                started.append(claimed.id)
+                if not record(engine, config, made, SENT, number).won:
+                    break
+
+    def sweep(_: int) -> None:
+        while not finished.is_set():
+            end_leases_of_some(engine)
+            outbox.sweep(engine, config)
+
+    with ThreadPoolExecutor(5) as pool:
+        sweepers = [pool.submit(sweep, n) for n in range(2)]
+        for worker in [pool.submit(work, n) for n in range(3)]:
+            worker.result(120)
+        finished.set()
+        for sweeper in sweepers:
+            sweeper.result(30)
+    assert len(started) == len(set(started))
+    stats = reports.stats(engine)
+    assert stats["sent"] + stats["failed"] == 120
+    assert stats["sending"] + stats["pending"] == 0
+
+
+def end_leases_of_some(engine: Engine) -> None:
+    with engine.begin() as connection:
+        claimed = select(Email.claim).where(Email.status == "sending").limit(1)
+        token = connection.execute(claimed).scalar()
+        connection.execute(
+            update(Email)
+            .where(Email.status == "sending", Email.claim == token)
+            .values(lease_expires_at=utcnow() - timedelta(seconds=5))
+        )
+
+
+def test_what_is_past_its_deadline_is_a_dead_letter_without_an_attempt(engine: Engine, config: Config) -> None:
+    accept(engine, config, expires_at=(utcnow() + timedelta(hours=1)).isoformat())
+    accept(engine, config, "forever")
+    outbox.pause(engine, "the clock runs on during a pause")
+    move(engine, 7200, "expires_at")
+    assert outbox.sweep(engine, config).expired == 1
+    assert (row(engine).status, row(engine, "forever").status) == ("failed", "pending")
+    assert rows(engine, DeadLetter)[0].reason == "expired"
+    assert rows(engine, Attempt) == []
+
+
+def test_mail_held_up_by_an_outage_for_too_long_is_unreachable(engine: Engine, make_config: Any) -> None:
+    """Counted from the later of its due time and the outage's start."""
+    config = make_config(outage_limit_seconds=100)
+    accept(engine, config, "old", "new")
+    record(engine, config, claim(engine, config), OUTAGE)
+    move(engine, 200, "next_attempt_at", email_id="old")
+    assert outbox.sweep(engine, config).unreachable == 0
+    move_switch(engine, 150, "outage_since")
+    assert outbox.sweep(engine, config).unreachable == 1
+    assert (row(engine, "old").status, row(engine, "new").status) == ("failed", "pending")
+    assert rows(engine, DeadLetter)[0].reason == "unreachable"
+    assert reports.violations(engine, config) == []
+
+
+def test_a_pause_is_no_outage(engine: Engine, make_config: Any) -> None:
+    config = make_config(outage_limit_seconds=100)
+    accept(engine, config)
+    move(engine, 1000, "next_attempt_at")
+    outbox.pause(engine, "an operator")
+    assert outbox.sweep(engine, config).unreachable == 0
+
+
+def test_it_finds_what_is_due_and_what_comes_within_the_minute(engine: Engine, config: Config) -> None:
+    soon = utcnow() + timedelta(seconds=20)
+    accept(engine, config, "soon", send_at=soon.isoformat())
+    accept(engine, config, "later", send_at=(soon + timedelta(hours=1)).isoformat())
+    swept = outbox.sweep(engine, config)
+    assert not swept.due
+    assert [moment.replace(microsecond=0) for moment in swept.upcoming] == [soon.replace(microsecond=0)]
+    accept(engine, config, "now")
+    assert outbox.sweep(engine, config).due
+
+
+def _let_hours_pass(engine: Engine, hours: int) -> None:
+    seconds = hours * 3600
+    move(engine, seconds, "received_at", "sent_at", "final_at", "next_attempt_at")
+    move_switch(engine, seconds, "rolled_up_to")
+    with engine.begin() as connection:
+        for attempt in connection.execute(select(Attempt)).all():
+            earlier = attempt.at - timedelta(seconds=seconds)
+            connection.execute(update(Attempt).where(Attempt.id == attempt.id).values(at=earlier))
+
+
+def _mixed(engine: Engine, config: Config) -> None:
+    accept(engine, config, *"abcdef")
+    made = claim(engine, config)
+    for number, result in enumerate([SENT, SENT, DEFERRED, REJECTED, UNCERTAIN]):
+        record(engine, config, made, result, number)
+    outbox.release(engine, made.token)
+    outbox.cancel(engine, "f")
+    accept(engine, config, "a")
+    outbox.accept(engine, new_email("a", subject="Other"), config)
+
+
+def test_the_counters_are_the_same_before_and_after_the_roll_up(engine: Engine, config: Config) -> None:
+    _mixed(engine, config)
+    before = _counts(engine)
+    _let_hours_pass(engine, 30)
+    for _ in range(2):
+        outbox.sweep(engine, config)
+        assert _counts(engine) == before
+    kinds = {"received", "sent", "failed_attempts", "duplicates", "mismatches"}
+    assert {c.kind for c in rows(engine, Counter)} == kinds
+    assert utcnow() - switch(engine).rolled_up_to < timedelta(hours=1, minutes=6)
+
+
+def _counts(engine: Engine) -> dict[str, Any]:
+    return {name: value for name, value in reports.stats(engine).items() if name != "oldest_pending_seconds"}
+
+
+def test_sweeps_at_once_roll_up_each_hour_once(engine: Engine, config: Config) -> None:
+    _mixed(engine, config)
+    _let_hours_pass(engine, 20)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: outbox.sweep(engine, config), range(4)))
+    assert reports.stats(engine)["received"] == 6
+    assert reports.violations(engine, config) == []
+
+
+def test_content_is_scrubbed_after_it_is_final_and_only_then(engine: Engine, config: Config) -> None:
+    _mixed(engine, config)
+    accept(engine, config, "g", attachments=[{"filename": "x", "content_type": "text/plain", "content": "aGk="}])
+    record(engine, config, claim(engine, config), SENT)
+    swept = Swept()
+    outbox.retain(engine, config, swept)
+    assert swept.scrubbed == 0
+    move(engine, config.body_retention_seconds + 1, "final_at")
+    outbox.retain(engine, config, swept)
+    assert swept.scrubbed == 4  # a, b and g were sent, f was cancelled
+    assert (row(engine, "a").body, row(engine, "a").subject, row(engine, "a").status) == (None, None, "sent")
+    assert row(engine, "c").body == "Text"
+    assert row(engine, "d").body == "Text", "a dead letter may be replayed until somebody resolves it"
+    assert rows(engine, StoredAttachment) == []
+    assert outbox.accept(engine, new_email("a"), config).status == "duplicate"
+    assert outbox.accept(engine, new_email("a", subject="Other"), config).status == "mismatch"
+
+
+def test_rows_are_purged_when_they_are_final_and_old_and_the_totals_stay(engine: Engine, make_config: Any) -> None:
+    config = make_config(email_retention_days=10)
+    _mixed(engine, config)
+    outbox.discard(engine, rows(engine, DeadLetter)[0].id)
+    before = _counts(engine)
+    _let_hours_pass(engine, 11 * 24)
+    swept = outbox.sweep(engine, config)
+    outbox.retain(engine, config, swept)
+    assert swept.purged == 4  # two sent, one cancelled, one discarded
+    assert {r.email_id for r in rows(engine, Email)} == {"c", "e"}
+    assert _counts(engine) == before
+    assert reports.violations(engine, config) == []
+    assert outbox.accept(engine, new_email("a"), config).status == "accepted", "de-duplication ends with the row"
+
+
+def test_what_no_roll_up_has_counted_is_not_purged(engine: Engine, make_config: Any) -> None:
+    config = make_config(email_retention_days=0, body_retention_seconds=0)
+    _mixed(engine, config)
+    swept = Swept()
+    outbox.retain(engine, config, swept)
+    assert swept.purged == 0
+    assert reports.stats(engine)["received"] == 6
+
+
+def test_heartbeats_come_and_go(engine: Engine, config: Config) -> None:
+    assert reports.readiness(engine, config) == ["no worker has been alive in the last minute"]
+    outbox.heartbeat(engine, "w1")
+    outbox.heartbeat(engine, "w1")
+    assert reports.readiness(engine, config) == []
+    outbox.forget_worker(engine, "w1")
+    assert reports.readiness(engine, config) != []
+
+
+def test_it_is_not_ready_when_mail_has_waited_for_long(engine: Engine, config: Config) -> None:
+    outbox.heartbeat(engine, "w1")
+    accept(engine, config)
+    assert reports.readiness(engine, config) == []
+    move(engine, config.ready_max_age_seconds + 1, "next_attempt_at")
+    assert len(reports.readiness(engine, config)) == 1
+
+
+def test_the_switch_has_one_row_for_ever(engine: Engine, config: Config) -> None:
+    assert len(rows(engine, Switch)) == 1

@@ -1,0 +1,509 @@
+"""Accept, claim, dot, record, fail, crash, pause, sweep and the rest, in any order, against a mail server that counts.
+
+In the suite a few dozen examples run, always the same. The long version draws new ones::
+
+    STATE_MACHINE_EXAMPLES=2000 pytest tests/test_state_machine.py -k "in_any_order and sqlite"
+    STATE_MACHINE_EXAMPLES=500 pytest tests/test_state_machine.py -k "in_any_order and postgresql"
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import OperationalError
+
+from emailsvc import delivery, outbox, reports
+from emailsvc.clock import utcnow
+from emailsvc.config import Config
+from emailsvc.errors import Conflict, NotFound
+from emailsvc.mail import Mail, Outcome, Result
+from emailsvc.models import Attempt, DeadLetter, Email, Status, Switch, db_in
+from emailsvc.outbox import Recorded
+from emailsvc.payload import Attachment, NewEmail
+from tests.machine import AFTER_DOT, BEFORE_DOT, DATABASE, EMAILS, FAULTS, GO, Actor, Line, World
+
+LONG = int(os.environ.get("STATE_MACHINE_EXAMPLES", "0"))
+IDS = [f"m-{n}" for n in range(6)]
+LARGE = 4 * 1024 * 1024
+"""Bytes that no lease of this configuration covers."""
+
+SENT = Result(Outcome.SENT, "250 taken", 250)
+LOST = Result(Outcome.UNCERTAIN, "dropped after the final dot")
+EARLY = {
+    "451": Result(Outcome.DEFERRED, "451 later", 451),
+    "550": Result(Outcome.REJECTED, "550 no", 550),
+    "dropped": Result(Outcome.DEFERRED, "dropped before the dot"),
+    "not to be built": Result(Outcome.REJECTED, "cannot be built"),
+    "away": Result(Outcome.OUTAGE, "refused"),
+}
+REFUSALS = {"451": Result(Outcome.DEFERRED, "451 dot", 451), "550": Result(Outcome.REJECTED, "550 dot", 550)}
+
+numbers = st.integers(0, 5)
+faults = st.sampled_from(["ok"] * 3 + ["lost", "rolled back"])
+
+
+def make_email(number: int, kind: str = "plain", on_uncertain: str = "hold", priority: str = "normal") -> NewEmail:
+    later, soon = utcnow() + timedelta(hours=1), utcnow() + timedelta(minutes=30)
+    return NewEmail(
+        email_id=IDS[number], user=f"user{number}@domain{number % 3}.example", subject="Hello",
+        body="another" if kind == "mismatch" else "text", html=None, sender=None, reply_to=None, headers={},
+        attachments=(Attachment("a.txt", "text/plain", b"a"),) if kind == "attachment" else (),
+        send_at=later if kind == "later" else None, expires_at=soon if kind == "expiring" else None,
+        priority=priority, on_uncertain=on_uncertain, fingerprint=("b" if kind == "mismatch" else "a") * 64,
+        size=LARGE if kind == "large" else 1000,
+    )  # fmt: skip
+
+
+class Machine(RuleBasedStateMachine):
+    """Rules draw numbers, and take them modulo what there is to choose from, so an example does not hang on row ids."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world, self.server = world, None
+        world.reset()
+        world.begins = self.begins
+        self.server = world.server
+        self.emails: dict[str, Any] = {}  # the rows after the last step, by email_id
+        self.fingerprints: dict[str, str] = {}
+        self.tally: Counter[str] = Counter()  # what /stats must say
+        self.replays: Counter[str] = Counter()  # of uncertain dead letters: the sender's choice; by Message-ID
+        self.declared: set[str] = set()
+        self.cancelled: set[str] = set()
+        self.erased: set[str] = set()
+        self.overdue: set[str] = set()
+        self.paused = False
+        self.wrong: list[str] = []
+
+    # What there is to choose from.
+
+    def workers(self, at: str | None) -> list[Actor]:
+        return [worker for worker in self.world.workers if worker.at == at]
+
+    def at_the_database(self) -> list[Actor]:
+        return [actor for actor in self.world.actors if actor.at == DATABASE]
+
+    def with_status(self, *statuses: str) -> list[Any]:
+        return [row for row in self.emails.values() if row.status in statuses]
+
+    def saw(self, what: str, condition: object = True) -> None:
+        self.world.seen[what] += bool(condition)
+
+    # Senders.
+
+    @rule(
+        number=numbers,
+        kind=st.sampled_from(["plain"] * 6 + ["large", "attachment", "later", "expiring", "mismatch"]),
+        on_uncertain=st.sampled_from(["hold", "hold", "hold", "retry"]),
+        priority=st.sampled_from(["normal", "normal", "high", "low"]),
+        fault=faults,
+    )
+    def accept(self, number: int, kind: str, on_uncertain: str, priority: str, fault: str) -> None:
+        email = make_email(number, kind, on_uncertain, priority)
+        if fault != "ok":
+            with pytest.raises(OperationalError):
+                outbox.accept(Line(self.world.engine, lambda: fault), email, self.world.config)
+        if fault == "lost":
+            self.expect_accepted(email)
+        answer = outbox.accept(self.world.engine, email, self.world.config)  # whoever heard no 2xx posts again
+        assert answer.status == self.expect_accepted(email)
+
+    def expect_accepted(self, email: NewEmail) -> str:
+        known = self.fingerprints.setdefault(email.email_id, "")
+        if not known:
+            self.fingerprints[email.email_id] = email.fingerprint
+            self.tally["received"] += 1
+            return "accepted"
+        status = "duplicate" if known == email.fingerprint else "mismatch"
+        self.tally["duplicates" if status == "duplicate" else "mismatches"] += 1
+        self.saw(status)
+        return status
+
+    @rule(chosen=st.lists(numbers, min_size=2, max_size=4))
+    def accept_many(self, chosen: list[int]) -> None:
+        emails = [make_email(number) for number in chosen]
+        answers = outbox.accept_many(self.world.engine, emails, self.world.config)
+        assert [answer.status for answer in answers] == [self.expect_accepted(email) for email in emails]
+
+    @precondition(lambda self: self.emails)
+    @rule(number=numbers)
+    def cancel(self, number: int) -> None:
+        before = self.emails.get(IDS[number])
+        try:
+            outbox.cancel(self.world.engine, IDS[number])
+        except NotFound:
+            assert before is None
+        except Conflict as conflict:
+            expected = {"sent": "already_sent", "pending": "maybe_sent"}.get(before.status, before.status)
+            assert conflict.code == expected
+            self.saw(f"cancel {conflict.code}")
+        else:
+            self.saw("cancelled")
+            if before.status == Status.PENDING:
+                assert not self.server.taken[before.message_id]
+                self.cancelled.add(before.message_id)
+            assert before.status in (Status.PENDING, Status.CANCELLED)
+
+    @precondition(lambda self: self.emails)
+    @rule(number=numbers)
+    def erase(self, number: int) -> None:
+        email = make_email(number)
+        row = self.emails.get(email.email_id)
+        found = outbox.erase(self.world.engine, email.user)
+        assert found == (row is not None and row.recipient is not None)
+        if found:
+            self.erased.add(row.message_id)
+            self.saw(f"erased {row.status}")
+
+    # Those who resolve dead letters.
+
+    def letters(self) -> list[Any]:
+        columns = (DeadLetter.id, DeadLetter.reason, DeadLetter.resolution)
+        statement = select(*columns, Email.message_id, Email.scrubbed_at, Email.on_uncertain).join(Email)
+        return self.world.rows(statement.order_by(DeadLetter.id))
+
+    @precondition(lambda self: self.with_status("failed"))
+    @rule(which=numbers, how=st.sampled_from(["replayed", "replayed", "delivered", "discarded"]))
+    def resolve(self, which: int, how: str) -> None:
+        letters = self.letters()
+        letter = letters[-1 - which % len(letters)]
+        move = {"replayed": outbox.replay, "delivered": outbox.delivered, "discarded": outbox.discard}[how]
+        try:
+            resolved = move(self.world.engine, letter.id)
+        except Conflict as conflict:
+            gone = letter.resolution is None and how == "replayed" and letter.scrubbed_at is not None
+            assert gone or letter.resolution not in (None, how), conflict.code
+            self.saw(conflict.code)
+            return
+        assert resolved.resolution == how
+        assert letter.resolution in (None, how)
+        if letter.resolution is None:
+            self.note_resolved(letter, how)
+
+    def note_resolved(self, letter: Any, how: str) -> None:
+        self.saw(f"{letter.reason} {how}")
+        if how == "replayed":
+            self.overdue.discard(letter.message_id)
+            self.replays[letter.message_id] += letter.reason == "uncertain"
+        if how == "delivered":
+            self.declared.add(letter.message_id)
+
+    @precondition(lambda self: self.with_status("failed"))
+    @rule(reason=st.sampled_from([None, "uncertain", "exhausted"]), dry_run=st.booleans())
+    def replay_many(self, reason: str | None, dry_run: bool) -> None:
+        expected = [
+            letter
+            for letter in self.letters()
+            if letter.resolution is None and letter.scrubbed_at is None and reason in (None, letter.reason)
+        ]
+        assert outbox.replay_many(self.world.engine, reason=reason, dry_run=dry_run) == len(expected)
+        for letter in expected * (not dry_run):
+            self.note_resolved(letter, "replayed")
+
+    # Workers.
+
+    @precondition(lambda self: self.workers(None))
+    @rule(which=numbers, low_first=st.booleans(), through=st.sampled_from([True, True, False]))
+    def drain(self, which: int, low_first: bool, through: bool) -> None:
+        worker = pick(self.workers(None), which)
+        self.world.drain(worker, low_first=low_first)
+        if through:
+            worker.settle()
+
+    @precondition(lambda self: self.at_the_database())
+    @rule(which=numbers)
+    def the_database_answers(self, which: int) -> None:
+        pick(self.at_the_database(), which).resume("ok")
+
+    @precondition(lambda self: self.at_the_database())
+    @rule(which=numbers)
+    def the_database_answers_to_the_end(self, which: int) -> None:
+        pick(self.at_the_database(), which).settle()
+
+    @precondition(lambda self: self.at_the_database())
+    @rule(which=numbers, how=st.sampled_from(FAULTS))
+    def the_database_fails(self, which: int, how: str) -> None:
+        self.saw(how)
+        pick(self.at_the_database(), which).resume(how)
+
+    @precondition(lambda self: self.workers(BEFORE_DOT))
+    @rule(which=numbers, how=st.sampled_from(sorted(EARLY)))
+    def it_ends_before_the_dot(self, which: int, how: str) -> None:
+        pick(self.workers(BEFORE_DOT), which).resume(EARLY[how])
+
+    @precondition(lambda self: self.workers(BEFORE_DOT))
+    @rule(which=numbers)
+    def dot(self, which: int) -> None:
+        pick(self.workers(BEFORE_DOT), which).resume(GO)
+
+    @precondition(lambda self: self.workers(BEFORE_DOT))
+    @rule(which=numbers, through=st.booleans())
+    def deliver(self, which: int, through: bool) -> None:
+        """The common case in one step, up to its record or through it."""
+        worker = pick(self.workers(BEFORE_DOT), which)
+        worker.resume(GO)
+        if worker.at == AFTER_DOT:
+            self.server.take(worker.dot)
+            worker.resume(SENT)
+        if through:
+            worker.settle()
+
+    @precondition(lambda self: self.server.on_the_way)
+    @rule(which=numbers)
+    def the_server_takes(self, which: int) -> None:
+        self.saw("taken late", not any(worker.dot for worker in self.workers(AFTER_DOT)))
+        self.server.take(pick(self.server.on_the_way, which))
+
+    @precondition(lambda self: self.workers(AFTER_DOT))
+    @rule(which=numbers, refusal=st.sampled_from(sorted(REFUSALS)))
+    def the_server_replies(self, which: int, refusal: str) -> None:
+        worker = pick(self.workers(AFTER_DOT), which)
+        if worker.dot.taken:
+            worker.resume(SENT)
+        else:
+            self.server.on_the_way.remove(worker.dot)
+            worker.resume(REFUSALS[refusal])
+
+    @precondition(lambda self: self.workers(AFTER_DOT))
+    @rule(which=numbers, raises=st.booleans())
+    def the_reply_is_lost(self, which: int, raises: bool) -> None:
+        self.saw("reply lost")
+        pick(self.workers(AFTER_DOT), which).resume(RuntimeError("in the transport") if raises else LOST)
+
+    @precondition(lambda self: any(actor.at for actor in self.world.actors))
+    @rule(which=numbers)
+    def crash(self, which: int) -> None:
+        actor = pick([actor for actor in self.world.actors if actor.at], which)
+        self.saw(f"crash {actor.at}")
+        actor.crash()
+
+    @precondition(lambda self: any(worker.at for worker in self.world.workers))
+    @rule(which=numbers)
+    def shut_down(self, which: int) -> None:
+        pick([worker for worker in self.world.workers if worker.at], which).stop(20)
+
+    @rule(which=numbers, seconds=st.sampled_from([0.1, 6.0, 40.0, 130.0]))
+    def a_clock_goes_on(self, which: int, seconds: float) -> None:
+        pick(self.world.workers, which).clock += seconds
+
+    # Repairs, and the switch.
+
+    @precondition(lambda self: self.with_status("sending"))
+    @rule(which=numbers, swept=st.booleans())
+    def a_lease_runs_out(self, which: int, swept: bool) -> None:
+        """Its worker was stopped for so long, or is dead: nobody can know."""
+        row = pick(self.with_status("sending"), which)
+        self.world.change(update(Email).where(Email.claim == row.claim).values(lease_expires_at=db_in(-1)))
+        if swept:
+            self.sweep()
+
+    @rule()
+    def sweep(self) -> None:
+        swept = outbox.sweep(self.world.engine, self.world.config)
+        self.saw("swept uncertain", swept.uncertain)
+        self.saw("swept untouched", swept.released)
+        self.saw("swept expired", swept.expired)
+        self.saw("swept unreachable", swept.unreachable)
+
+    @precondition(lambda self: self.world.sweeper.at is None)
+    @rule()
+    def a_sweep_begins(self) -> None:
+        self.world.begin_sweep()
+
+    @precondition(lambda self: not self.paused)
+    @rule()
+    def pause(self) -> None:
+        outbox.pause(self.world.engine, "by hand")
+        self.paused = True
+        for worker in self.world.workers:
+            worker.clock += 2 * delivery.FRESH_SECONDS
+
+    @precondition(lambda self: self.paused)
+    @rule()
+    def resume(self) -> None:
+        outbox.resume(self.world.engine)
+        self.paused = False
+
+    # Time.
+
+    @precondition(lambda self: self.with_status("pending"))
+    @rule()
+    def all_become_due(self) -> None:
+        self.make_due()
+
+    def make_due(self) -> None:
+        self.world.change(
+            update(Email).where(Email.status == "pending").values(next_attempt_at=db_in(-1)),
+            update(Switch).where(Switch.outage_since.is_not(None)).values(next_probe_at=db_in(-1)),
+        )
+
+    @precondition(lambda self: self.with_status("pending", "sending"))
+    @rule(which=numbers)
+    def a_deadline_passes(self, which: int) -> None:
+        row = pick(self.with_status("pending", "sending"), which)
+        self.world.change(update(Email).where(Email.id == row.id).values(expires_at=db_in(-1)))
+        if row.status == Status.PENDING:
+            self.overdue.add(row.message_id)
+
+    @rule(hours=st.sampled_from([2.2, 2.2, 25.0]))
+    def time_passes(self, hours: float) -> None:
+        self.world.travel(hours * 3600)
+        swept = outbox.sweep(self.world.engine, self.world.config)
+        self.saw("swept unreachable", swept.unreachable)
+        final = {row.email_id: row for row in self.with_status("sent", "failed", "cancelled")}
+        outbox.retain(self.world.engine, self.world.config, swept)
+        left = {row.email_id for row in self.world.rows(EMAILS)}
+        for email_id in final.keys() - left:
+            del self.fingerprints[email_id]  # its id is new again
+            self.saw("purged")
+        self.saw("scrubbed", swept.scrubbed)
+
+    # What must hold.
+
+    def begins(self, mail: Mail) -> None:
+        """Called in a worker's thread as a conversation begins."""
+        row = self.world.rows(EMAILS.where(Email.message_id == mail.message_id))[0]
+        if row.status != Status.SENDING or row.claim not in self.world.awake.tokens:
+            self.saw("late worker began")
+            return  # the sweep has decided about this row; its worker cannot know, and its record will match nothing
+        forbidden = {
+            "cancelled": row.message_id in self.cancelled,
+            "past its deadline": row.message_id in self.overdue,
+            "during a pause": self.paused and row.size < LARGE and not row.attachment_count,
+            "erased": row.recipient is None,
+        }
+        self.wrong += [f"{row.email_id} was begun: {why}" for why, is_so in forbidden.items() if is_so]
+        if row.email_id != mail.email_id:
+            self.wrong.append(f"{row.email_id} goes out as {mail.email_id}")
+
+    @invariant()
+    def it_holds(self) -> None:
+        self.emails = {row.email_id: row for row in self.world.rows(EMAILS)}
+        assert not self.wrong, self.wrong
+        assert self.emails.keys() == self.fingerprints.keys()
+        for row in self.emails.values():
+            self.check(row, self.server.taken[row.message_id])
+        self.nobody_idle_holds_a_row()
+        assert reports.violations(self.world.engine, self.world.config) == []
+
+    def check(self, row: Any, taken: int) -> None:
+        may = 1 + self.replays[row.message_id]
+        if taken > may and row.on_uncertain == "retry":
+            may = 1 + self.world.uncertain_attempts(row.id)
+            self.saw("doubled under retry")
+        assert taken <= may, f"{row.email_id} was taken {taken} times, and {may} are allowed"
+        if row.status == Status.SENT:
+            assert taken or row.message_id in self.declared, f"{row.email_id} is sent, and the server has not got it"
+        elif row.status != Status.SENDING and taken:
+            assert row.maybe_sent, f"{row.email_id} is {row.status} as if untouched, and the server has got it"
+        if row.status == Status.CANCELLED:
+            assert row.message_id in self.cancelled | self.erased, f"{row.email_id} was cancelled by nobody"
+        if row.erase_requested and row.status != Status.SENDING:
+            assert row.recipient is row.body is None, f"{row.email_id} is {row.status} and was not erased"
+
+    def nobody_idle_holds_a_row(self) -> None:
+        for worker in self.workers(None):
+            held = [row.email_id for row in self.with_status("sending") if row.claim in worker.tokens]
+            assert not held, f"{worker.name} has gone and left {held} in hand"
+
+    def teardown(self) -> None:
+        try:
+            if sys.exc_info()[0] is None:
+                self.all_comes_to_an_end()
+        finally:
+            for actor in self.world.actors:
+                actor.crash()
+
+    def all_comes_to_an_end(self) -> None:
+        """One worker dies, the other finishes; then everything is well, and nothing may be left."""
+        self.world.workers[0].crash()
+        self.world.sweeper.settle()
+        self.resume()
+        last = self.world.workers[1]
+        self.work_to_the_end(last)
+        for _ in range(20):
+            self.world.change(update(Email).where(Email.status == "sending").values(lease_expires_at=db_in(-1)))
+            self.make_due()
+            outbox.sweep(self.world.engine, self.world.config)
+            self.world.drain(last)
+            self.work_to_the_end(last)
+            self.it_holds()
+            if not self.with_status("pending", "sending"):
+                break
+        for dot in list(self.server.on_the_way):
+            self.server.take(dot)
+        self.it_holds()
+        assert not self.with_status("pending", "sending"), "something is stuck"
+        self.saw("finished")
+        self.the_statistics_are_exact()
+
+    def work_to_the_end(self, worker: Actor) -> None:
+        while worker.at is not None:
+            worker.settle()
+            if worker.at == BEFORE_DOT:
+                worker.resume(GO)
+            if worker.at == AFTER_DOT:
+                if not worker.dot.taken:
+                    self.server.take(worker.dot)
+                worker.resume(SENT)
+
+    def the_statistics_are_exact(self) -> None:
+        stats = reports.stats(self.world.engine)
+        assert {name: stats[name] for name in ("received", "duplicates", "mismatches")} == {
+            name: self.tally[name] for name in ("received", "duplicates", "mismatches")
+        }
+        if self.tally["received"] > len(self.emails):
+            return  # some were purged, and the invariant has counted those
+        counts = Counter(row.status for row in self.emails.values())
+        assert {name: stats[name] for name in Status} == {name: counts[name] for name in Status}
+        attempts = self.world.rows(select(func.count(Attempt.id)))[0][0]
+        unresolved = self.world.rows(select(func.count(DeadLetter.id)).where(DeadLetter.resolved_at.is_(None)))[0][0]
+        assert (stats["failed_attempts"], stats["dead_letters"]) == (attempts, unresolved)
+
+
+def pick(choices: list[Any], number: int) -> Any:
+    return choices[number % len(choices)]
+
+
+@pytest.fixture
+def world(make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    config = make_config(
+        batch_size=3, max_retry_attempts=2, retry_delay_seconds=1000, outage_limit_seconds=7200,
+        body_retention_seconds=3600, email_retention_days=1,
+    )  # fmt: skip
+    made = World(config)
+    made.take_the_clocks(monkeypatch)
+    logging.disable()
+    yield made
+    logging.disable(logging.NOTSET)
+    made.close()
+
+
+def explore(world: World, *, examples: int, steps: int, **options: Any) -> None:
+    run_state_machine_as_test(
+        lambda: Machine(world),
+        settings=settings(
+            max_examples=examples, stateful_step_count=steps, deadline=None, database=None, print_blob=False,
+            report_multiple_bugs=False, suppress_health_check=list(HealthCheck), **options,
+        ),
+    )  # fmt: skip
+
+
+def test_it_keeps_the_promise_in_any_order(world: World) -> None:
+    if LONG:
+        explore(world, examples=LONG, steps=50)
+        print(f"\n{LONG} examples on {world.engine.dialect.name}; how often what was seen:")
+        print("\n".join(f"{count:8} {what}" for what, count in sorted(world.seen.items())))
+    else:
+        explore(world, examples=60 if world.config.is_sqlite else 25, steps=40, derandomize=True)
+    assert world.seen["finished"] >= 20

@@ -1,0 +1,64 @@
+"""A test client that holds every answer against the contract, and the payloads to post with it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from emailsvc.web.answers import Problem
+from emailsvc.web.contract import ROUTES, Route
+
+TOKEN = "a-token-of-the-tests"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+STRANGER = {"REMOTE_ADDR": "203.0.113.7"}
+
+
+def payload(email_id: str = "order-1", **changes: Any) -> dict[str, Any]:
+    return {"email_id": email_id, "user": "ada@example.com", "subject": "Hello", "body": "Hello, Ada."} | changes
+
+
+class StrictClient(FlaskClient):
+    """Fails a test whose answer has a status, a code or a shape that the contract does not tell of."""
+
+    def open(self, *args: Any, **kwargs: Any) -> TestResponse:
+        response = super().open(*args, **kwargs)
+        route = _route(response.request.method, response.request.path)
+        if route is not None:
+            hold_against(route, response)
+        return response
+
+
+def _route(method: str, path: str) -> Route | None:
+    for route in sorted(ROUTES, key=lambda one: "{" in one.path):
+        pattern = route.path.replace("{email_id}", ".+").replace("{dead_letter_id}", r"\d+")
+        if route.method == method and re.fullmatch(pattern, path, re.DOTALL):
+            return route
+    return None
+
+
+def hold_against(route: Route, response: TestResponse) -> None:
+    status, media = response.status_code, response.mimetype
+    where = f"{route.method} {route.path} answered {status} {media}: {response.get_data(as_text=True)[:500]}"
+    if media == "application/problem+json":
+        problem = msgspec.json.decode(response.data, type=Problem)
+        assert status == problem.status, where
+        assert problem.code in route.codes.get(status, ()), where
+        assert (status == 503) == ("Retry-After" in response.headers), where
+        assert (status == 401) == ("WWW-Authenticate" in response.headers), where
+        return
+    assert status in route.answers, where
+    declared = route.answers[status]
+    for kind in declared if isinstance(declared, tuple) else (declared,):
+        if isinstance(kind, str):
+            if kind == media:
+                return
+        elif media == "application/json":
+            msgspec.json.decode(response.data, type=kind)
+            return
+    raise AssertionError(where)
