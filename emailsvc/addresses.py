@@ -21,7 +21,7 @@ FILENAME = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029/\\]+$"
 
 _ATEXT = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~\-"
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?"
-LOCAL_PART = rf"(?=[^@]{{1,{LONGEST_LOCAL_PART}}}@)[{_ATEXT}]+(?:\.[{_ATEXT}]+)*"
+LOCAL_PART = rf"(?![^@]{{{LONGEST_LOCAL_PART + 1}}})[{_ATEXT}]+(?:\.[{_ATEXT}]+)*"
 DOMAIN = rf"{_LABEL}(?:\.{_LABEL})*"
 ADDRESS = rf"^{LOCAL_PART}@{DOMAIN}$"
 HEADER_NAME = r"^[A-Za-z0-9!#$%&'*+\-.^_`|~]+$"

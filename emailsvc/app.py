@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 from emailsvc import cli, log, outbox, queue, schema, tasks, web
 from emailsvc.config import Config, from_environment
 from emailsvc.errors import ConfigurationError
-from emailsvc.extensions import db, engine_options, migrate, prepare_sqlite
+from emailsvc.extensions import db, engine_options, migrate, ping_what_rested, prepare_sqlite
 from emailsvc.locks import LocalLocks, RedisLocks
 from emailsvc.mail import Transport
 from emailsvc.mail.files import FileTransport
@@ -45,6 +45,8 @@ def create_app(config: Config | None = None) -> Flask:
         engine = db.engine
     if config.is_sqlite:
         prepare_sqlite(engine)
+    else:
+        ping_what_rested(engine)
     _dispose_after_fork(engine)
     huey = queue.build(config)
     client = queue.redis_client(huey)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from flask import current_app
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import DeclarativeBase
 
 from emailsvc.config import Config
@@ -24,6 +25,7 @@ POOL_SIZE = 3
 """Connections per process, none beyond. Two web processes and one worker make 9; twice that during a deploy overlap,
 and the release phase, stay below the 20 of a small hosted PostgreSQL."""
 
+FRESH_SECONDS = 1.0
 SQLITE_BUSY_SECONDS = 10.0
 STATEMENT_TIMEOUT_MS = 10_000
 
@@ -52,7 +54,7 @@ def service() -> Service:
 
 
 def engine_options(config: Config) -> dict[str, Any]:
-    options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": 5, "pool_pre_ping": True}
+    options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": 5}
     if config.is_sqlite:
         return {**options, "connect_args": {"timeout": SQLITE_BUSY_SECONDS}}
     return {
@@ -69,6 +71,26 @@ def engine_options(config: Config) -> dict[str, Any]:
             "application_name": "emailsvc",
         },
     }
+
+
+def ping_what_rested(engine: Engine) -> None:
+    """Replace a connection that broke while it was idle. SQLAlchemy's own pre-ping asks at every checkout, which is
+    a round trip for each webhook and each mail; one that was in use a second ago needs no asking."""
+
+    @event.listens_for(engine, "checkin")
+    def _checkin(_connection: Any, record: Any) -> None:
+        record.info["rested_since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _checkout(connection: Any, record: Any, _proxy: Any) -> None:
+        if time.monotonic() - record.info.get("rested_since", math.inf) <= FRESH_SECONDS:
+            return
+        try:
+            alive = engine.dialect.do_ping(connection)
+        except engine.dialect.dbapi.Error as exc:  # type: ignore[union-attr]
+            raise DisconnectionError(str(exc)) from exc
+        if not alive:
+            raise DisconnectionError("the connection did not answer")
 
 
 def prepare_sqlite(engine: Engine) -> None:
@@ -98,6 +120,3 @@ def _enter_wal(connection: Any) -> None:
             if "locked" not in str(exc) or time.monotonic() > deadline:
                 raise
         time.sleep(0.02)
-
-
-__all__ = ["Base", "OperationalError", "Service", "db", "engine_options", "migrate", "prepare_sqlite", "service"]

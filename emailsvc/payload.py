@@ -40,7 +40,7 @@ Address = Annotated[
     _text(
         addresses.LONGEST_ADDRESS,
         addresses.ADDRESS,
-        "One bare e-mail address. International addresses are accepted too, beyond what the pattern shows.",
+        "One bare e-mail address. International ones are accepted too, beyond what the pattern shows.",
     ),
 ]
 Moment = Annotated[datetime, Meta(tz=True, description="RFC 3339 with an offset.")]

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, func, literal_column, select, tuple_
 
+from emailsvc import schema
 from emailsvc.clock import isoformat
 from emailsvc.config import Config
 from emailsvc.errors import InvalidPayload, NotFound
@@ -222,6 +223,8 @@ def lookup(engine: Engine, email_ids: Sequence[str]) -> tuple[list[dict[str, Any
 
 def readiness(engine: Engine, config: Config) -> list[str]:
     """What stands in the way of mail going out, as sentences; empty when ready. Raises the database's errors."""
+    if schema.is_older(engine):
+        return ["the database schema is older than this code: run `flask db upgrade`"]
     with snapshot(engine) as connection:
         alive = connection.execute(
             select(Worker.id).where(Worker.seen_at > db_in(-WORKER_SILENT_SECONDS)).limit(1)

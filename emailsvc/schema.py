@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+from functools import cache
 from pathlib import Path
 
 import flask_migrate
@@ -17,11 +18,12 @@ from emailsvc.errors import ConfigurationError
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-def _known() -> list[str]:
+@cache
+def _known() -> tuple[str, ...]:
     """Every revision this code has, the newest first."""
     config = AlembicConfig()
     config.set_main_option("script_location", str(MIGRATIONS))
-    return [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+    return tuple(script.revision for script in ScriptDirectory.from_config(config).walk_revisions())
 
 
 def is_older(engine: Engine) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from huey.storage import SqliteStorage
 from sqlalchemy import Engine
 
 from emailsvc import config as configuration
@@ -80,6 +81,22 @@ def _is_ours(family: int, host: str) -> bool:
     return True
 
 
+@pytest.fixture(autouse=True)
+def _queue_files_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Huey keeps a SQLite connection per thread and leaves it to the thread's end; Python 3.13 warns about each."""
+    opened = []
+    create = SqliteStorage._create_connection
+
+    def remember(self: SqliteStorage) -> Any:
+        opened.append(create(self))
+        return opened[-1]
+
+    monkeypatch.setattr(SqliteStorage, "_create_connection", remember)
+    yield
+    for connection in opened:
+        connection.close()
+
+
 def started(start: Callable[[], Any]) -> Any:
     """The server, or a skip that says what to install (in CI: a failure)."""
     try:
@@ -133,6 +150,7 @@ def migrate(url: str, instance: Path) -> None:
     app = create_app(configuration.load({"DATABASE_URL": url}, instance))
     schema.upgrade(app)
     app.extensions["emailsvc"].engine.dispose()
+    app.extensions["huey"].storage.close()
 
 
 @pytest.fixture(scope="session")

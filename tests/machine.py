@@ -8,13 +8,14 @@ may fail, or commit and lose its answer; the server may take the dot now, later,
 from __future__ import annotations
 
 import importlib
+import logging
 import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -28,13 +29,17 @@ from emailsvc.extensions import Base, engine_options, prepare_sqlite
 from emailsvc.mail import Mail, Outcome, Result
 from emailsvc.models import Attempt, Email, Switch, UtcDateTime, db_now
 
-recording = importlib.import_module("emailsvc.outbox.record")  # the package has a function of this name
 DATABASE, BEFORE_DOT, AFTER_DOT = "before a transaction", "before the dot", "after the dot"
 GO = object()
 """To an actor before the dot: send it."""
 
 FAULTS = ("away", "rolled back", "lost", "deadlock")
 """Of a transaction: it never began · it failed at its commit · it is committed and nobody heard · PostgreSQL broke it."""
+
+
+def outbox_module(name: str) -> ModuleType:
+    """The package has functions of the same names, which an ordinary import would find."""
+    return importlib.import_module(f"emailsvc.outbox.{name}")
 
 
 class Killed(BaseException):
@@ -95,6 +100,21 @@ class Server:
         self.on_the_way.remove(dot)
         dot.taken = True
         self.taken[dot.message_id] += 1
+
+
+class Ear:
+    """Counts what the delivery logs, in the place of its logger."""
+
+    def __init__(self, seen: Counter[str]) -> None:
+        self._seen = seen
+
+    def log(self, _level: int, message: str, **_: Any) -> None:
+        self._seen[f"logged {message}"] += 1
+
+    def warning(self, message: str, **_: Any) -> None:
+        self.log(logging.WARNING, message)
+
+    exception = warning
 
 
 class Actor:
@@ -216,11 +236,13 @@ class World:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.engine = _engine(config)
+        event.listen(self.engine, "commit", self._count_commit)
         self.server = Server()
         self.awake: Actor | None = None
         self.begins: Callable[[Mail], None] = lambda mail: None
         self.low_first = False
         self.seen: Counter[str] = Counter()
+        self.commits = 0
         self.workers = [Actor(self, "worker A"), Actor(self, "worker B")]
         self.sweeper = Actor(self, "sweeper")
         self._tokens = 0
@@ -229,13 +251,17 @@ class World:
     def actors(self) -> list[Actor]:
         return [*self.workers, self.sweeper]
 
+    def _count_commit(self, _connection: Connection) -> None:
+        self.commits += 1
+
     def take_the_clocks(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(delivery, "log", Ear(self.seen))
         patch.setattr(delivery, "monotonic", self._monotonic)
         patch.setattr(delivery, "time", SimpleNamespace(sleep=self._sleep))
         patch.setattr(secrets, "token_hex", self._token)
         patch.setattr(secrets, "randbelow", lambda below: (below - 1) * self.low_first)
-        patch.setattr(recording, "REFUSALS_IN_A_ROW", 3)
-        patch.setattr(recording, "REFUSED_DOMAINS", 2)
+        patch.setattr(outbox_module("record"), "REFUSALS_IN_A_ROW", 3)
+        patch.setattr(outbox_module("record"), "REFUSED_DOMAINS", 2)
 
     def _monotonic(self) -> float:
         assert self.awake is not None

@@ -303,9 +303,7 @@ def check(config: Config) -> tuple[int, dict[str, tuple[str, str]]]:
     return done.exit_code, findings(done)
 
 
-def test_check_is_content_with_a_laptop_and_says_what_it_lacks(
-    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_is_content_with_a_laptop_and_says_what_it_lacks(make_config: Callable[..., Config]) -> None:
     status, found = check(make_config())
     assert status == 0
     levels = {subject: level for subject, (level, _) in found.items()}
@@ -316,7 +314,7 @@ def test_check_is_content_with_a_laptop_and_says_what_it_lacks(
 
 
 def test_check_finds_nothing_to_say_about_a_complete_configuration(
-    make_config: Callable[..., Config], redis_url: str, sink: Smtpd, monkeypatch: pytest.MonkeyPatch
+    make_config: Callable[..., Config], redis_url: str, sink: Smtpd
 ) -> None:
     config = make_config(
         redis_url=redis_url, smtp_url=f"smtp://127.0.0.1:{sink.port}", max_retry_attempts=8,
@@ -330,9 +328,7 @@ def test_check_finds_nothing_to_say_about_a_complete_configuration(
 
 
 @sqlite_only
-def test_check_warns_when_retries_end_before_greylisting_does(
-    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_warns_when_retries_end_before_greylisting_does(make_config: Callable[..., Config]) -> None:
     assert check(make_config())[1]["retries"][1].startswith("they span 35 s in all")
     assert "retries" not in check(make_config(retry_delay_seconds=60))[1]
     capped = make_config(max_retry_attempts=1000, retry_max_delay_seconds=0.1)
@@ -347,9 +343,7 @@ def test_check_says_who_is_served(make_config: Callable[..., Config]) -> None:
     assert "access" not in check(make_config(api_tokens="a-token-of-this-test"))[1]
 
 
-def test_check_fails_on_a_mail_server_that_is_not_there(
-    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_fails_on_a_mail_server_that_is_not_there(make_config: Callable[..., Config]) -> None:
     port = free_port()
     status, found = check(make_config(smtp_url=f"smtp://127.0.0.1:{port}"))
     assert status == 1
@@ -360,7 +354,7 @@ def test_check_fails_on_a_mail_server_that_is_not_there(
 
 @sqlite_only
 def test_check_fails_on_a_refused_login_and_does_not_show_the_password(
-    make_config: Callable[..., Config], sink: Smtpd, monkeypatch: pytest.MonkeyPatch
+    make_config: Callable[..., Config], sink: Smtpd
 ) -> None:
     sink.behaviour.login = ("ada", "right")
     url = "smtp://{}:{}@127.0.0.1:{}".format
@@ -373,9 +367,7 @@ def test_check_fails_on_a_refused_login_and_does_not_show_the_password(
 
 
 @sqlite_only
-def test_check_fails_on_a_redis_that_does_not_answer(
-    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_fails_on_a_redis_that_does_not_answer(make_config: Callable[..., Config]) -> None:
     status, found = check(make_config(redis_url=f"redis://:hidden-word@127.0.0.1:{free_port()}"))
     assert status == 1
     assert found["redis"][0] == "wrong"
@@ -395,7 +387,7 @@ def test_check_fails_on_a_schema_that_is_not_there_and_on_a_database_that_is_awa
 
 
 def test_check_fails_when_the_invariant_is_broken(
-    make_config: Callable[..., Config], engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch
+    make_config: Callable[..., Config], engine: Engine, config: Config
 ) -> None:
     post(engine, config, "one")
     attempt(engine, config, REJECTED)
@@ -406,9 +398,7 @@ def test_check_fails_when_the_invariant_is_broken(
     assert found["invariant"] == ("wrong", "1 e-mails failed without an unresolved or discarded dead letter")
 
 
-def test_check_says_that_delivery_is_paused(
-    make_config: Callable[..., Config], engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_says_that_delivery_is_paused(make_config: Callable[..., Config], engine: Engine) -> None:
     outbox.pause(engine, "a restored database")
     status, found = check(make_config())
     assert status == 0

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import Engine
 
-from emailsvc import config, log
+from emailsvc import log
+from emailsvc.config import Config, load
+from emailsvc.delivery import Drain
 from emailsvc.log import JsonFormatter, TextFormatter, mask
+from emailsvc.mail import Outcome, Result
+from emailsvc.mail.memory import MemoryTransport
+from emailsvc.outbox import accept
+from emailsvc.payload import Rules, parse_email
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 FORGED = "2026-01-01T00:00:00.000Z INFO    sent email_id=forged"
@@ -179,13 +187,13 @@ def root() -> Iterator[logging.Logger]:
 def test_a_process_logs_to_standard_error_in_one_format(
     root: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log.configure(config.load({"LOG_FORMAT": "json"}, tmp_path))
+    log.configure(load({"LOG_FORMAT": "json"}, tmp_path))
     logging.getLogger("emailsvc.web").warning("refused", extra={"fields": {"code": "bad_token"}})
     logging.getLogger("some.library").warning("odd")
     out, err = capsys.readouterr()
     assert out == ""
     assert [json.loads(line)["event"] for line in err.splitlines()] == ["refused", "odd"]
-    log.configure(config.load({"LOG_FORMAT": "text"}, tmp_path))
+    log.configure(load({"LOG_FORMAT": "text"}, tmp_path))
     logging.getLogger("emailsvc.web").warning("refused", extra={"fields": {"code": "bad_token"}})
     assert capsys.readouterr().err.endswith(" WARNING refused code=bad_token\n")
 
@@ -193,22 +201,42 @@ def test_a_process_logs_to_standard_error_in_one_format(
 def test_the_least_level_is_configured_and_the_chatter_of_libraries_stays_out(
     root: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log.configure(config.load({"LOG_LEVEL": "INFO"}, tmp_path))
+    log.configure(load({"LOG_LEVEL": "INFO"}, tmp_path))
     logging.getLogger("emailsvc.tasks").debug("swept")
     logging.getLogger("emailsvc.tasks").info("swept")
     for library in ("huey.consumer", "alembic.runtime", "werkzeug"):
         logging.getLogger(library).info("Executing task")
     assert len(capsys.readouterr().err.splitlines()) == 1
-    log.configure(config.load({"LOG_LEVEL": "ERROR"}, tmp_path))
+    log.configure(load({"LOG_LEVEL": "ERROR"}, tmp_path))
     logging.getLogger("emailsvc.tasks").warning("worker_lost")
     assert capsys.readouterr().err == ""
 
 
 def test_an_alarming_event_in_an_odd_locale_is_still_written(root: logging.Logger, tmp_path: Path) -> None:
-    log.configure(config.load({}, tmp_path))
+    log.configure(load({}, tmp_path))
     raw = io.BytesIO()
     handler = root.handlers[0]
     assert isinstance(handler, logging.StreamHandler)
     handler.setStream(io.TextIOWrapper(raw, encoding="ascii", errors="backslashreplace", write_through=True))
     logging.getLogger("emailsvc.delivery").warning("dead_lettered", extra={"fields": {"to": mask("ü@example.com")}})
     assert rb"to=\xfc\u2026@example.com" in raw.getvalue()
+
+
+def test_the_mail_servers_words_do_not_carry_a_recipient_into_the_log(
+    engine: Engine, config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    answers = [
+        Result(Outcome.REJECTED, "RCPT: 550 5.1.1 <Ada.Lovelace@example.com>: no such user", 550, "5.1.1"),
+        Result(Outcome.DEFERRED, "RCPT: 451 4.7.1 ada.lovelace@example.com: come back later", 451, "4.7.1"),
+        Result(Outcome.SENT, "250 2.0.0 queued for ada.lovelace@example.com", 250),
+    ]
+    for number in range(len(answers)):
+        payload = {"email_id": f"{number}", "user": "ada.lovelace@example.com", "subject": "s", "body": "b"}
+        accept(engine, parse_email(json.dumps(payload).encode(), Rules(frozenset())), config)
+    drain = Drain(engine, config, MemoryTransport(answers), threading.Event(), lambda: None, lambda _moment: None)
+    drain.run()
+    lines = [TextFormatter().format(record) for record in caplog.records]
+    assert [record.message for record in caplog.records] == ["dead_lettered", "deferred", "sent"]
+    assert not [line for line in lines if "lovelace" in line.lower()]
+    assert "no such user" in lines[0]

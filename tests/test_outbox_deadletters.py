@@ -205,7 +205,7 @@ def test_cancel_against_claim_is_always_answered_truly(engine: Engine, make_conf
         return [r.email_id for r in made.rows]
 
     with ThreadPoolExecutor(2) as pool:
-        for number in range(250):
+        for number in range(500):
             accept(engine, config, f"m-{number}")
             cancelling = pool.submit(cancel, f"m-{number}")
             sending = pool.submit(send)

@@ -158,6 +158,7 @@ def test_dead_letters_are_chosen_by_reason_time_and_resolution(client: FlaskClie
         ("limit=1&limit=2", "limit"),
         ("page=2", "page"),
         ("limit=", "limit"),
+        ("reason=null", "reason"),
     ],
 )
 def test_a_bad_query_is_named(client: FlaskClient, query: str, field: str) -> None:

@@ -110,6 +110,7 @@ class SmtpTransport:
             except Stale as stale:
                 logger.info("The kept connection had ended, connecting anew: %s", stale)
                 self._connection.close()
+        self._line.remaining()  # time that we used up ourselves is no outage of the server's
         self._step = "connecting"
         self._connection, self._needs_reset = Connection(self._server, self._line, self._context), False
         self._connection.open()

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from emailsvc.addresses import ONE_LINE
 from emailsvc.payload import EmailId, Moment, Priority
 
 State = Literal["pending", "sending", "sent", "failed", "cancelled"]
@@ -18,6 +19,8 @@ CURSOR = (
 )
 EventName = Literal["received", "deferred", "rejected", "uncertain", "sent", "dead_lettered", "cancelled"] | Resolution
 DeadLetterId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+# To JSON Schema 1000.0 is an integer, and some senders' libraries write it so.
+WholeNumber = Annotated[float, Meta(ge=1, le=10_000, multiple_of=1, extra_json_schema={"type": "integer"})]
 Count = Annotated[int, Meta(ge=0)]
 
 
@@ -85,7 +88,7 @@ class ReplayRequest(msgspec.Struct, forbid_unknown_fields=True):
     reason: Reason | None = None
     since: Moment | None = None
     until: Moment | None = None
-    limit: Annotated[int, Meta(ge=1, le=10_000)] = 1000
+    limit: WholeNumber = 1000
     dry_run: bool = False
 
 
@@ -100,7 +103,7 @@ class ResolvedAnswer(msgspec.Struct):
 
 
 class PauseRequest(msgspec.Struct, forbid_unknown_fields=True):
-    reason: Annotated[str, Meta(max_length=200)] | None = None
+    reason: Annotated[str, Meta(max_length=200, extra_json_schema={"pattern": ONE_LINE})] | None = None
 
 
 class Delivery(msgspec.Struct):

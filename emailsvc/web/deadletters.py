@@ -46,7 +46,7 @@ def replay_many() -> Response:
         reason=wanted.reason,
         since=in_utc(wanted.since, "since"),
         until=in_utc(wanted.until, "until"),
-        limit=wanted.limit,
+        limit=int(wanted.limit),
         dry_run=wanted.dry_run,
     )
     if replayed and not wanted.dry_run:

@@ -23,6 +23,12 @@ def show(email_id: str) -> Response:
     return answer(reports.email(service().engine, email_id))
 
 
+@blueprint.route("/emails/lookup", methods=["OPTIONS"])
+def lookup_options() -> Response:
+    """Without it the answer would name the methods of an e-mail whose id is "lookup" as well."""
+    return Response(headers={"Allow": "OPTIONS, POST"})
+
+
 @blueprint.post("/emails/lookup")
 def lookup() -> Response:
     email_ids = json_as(LookupRequest).email_ids

@@ -59,6 +59,7 @@ def document(rules: Rules) -> Json:
     declared = [kind for route in ROUTES for kind in _declarations(route)] + [Problem]
     _, schemas = msgspec.json.schema_components(declared, ref_template=_REF)
     _narrow(schemas["EmailPayload"]["properties"], rules)
+    _widen(schemas["BatchPayload"]["properties"]["emails"])
     paths: Json = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
@@ -82,6 +83,10 @@ def _narrow(properties: Json, rules: Rules) -> None:
         "maxLength": 76,
         "pattern": f"^(?!{'|'.join(ours)}){addresses.HEADER_NAME[1:]}",
     }
+
+
+def _widen(emails: Json) -> None:
+    emails["items"] = {"anyOf": [emails["items"], {"description": "Anything else gets a result of its own: invalid."}]}
 
 
 def _any_case(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 from flask import Flask, Response, request
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
 
@@ -58,10 +58,8 @@ def _service_error(error: ServiceError) -> Response:
     return answer
 
 
-def _http_exception(error: HTTPException) -> HTTPException | Response:
-    status = error.code or 500
-    if status < 400:  # a redirect
-        return error
+def _http_exception(error: HTTPException) -> Response:
+    status = error.code or 500  # never a redirect: Flask answers those itself
     if isinstance(error, ClientDisconnected):
         return problem(400, "incomplete_body", "The body ended before its announced length.")
     if isinstance(error, RequestEntityTooLarge):
@@ -87,13 +85,17 @@ def _database_error(error: DBAPIError) -> Response:
 
 
 def _unexpected(error: Exception) -> Response:
-    # SQLAlchemy quotes a statement's parameters, which are the mail: only its cause is logged, and no text of others.
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    fields = {"method": request.method, "path": request.path, "error": type(cause).__name__}
-    log.error("internal_error", extra={"fields": fields}, exc_info=None if cause is not error else error)
+    fields = {"method": request.method, "path": request.path, "error": type(_cause(error)).__name__}
+    if isinstance(error, StatementError):  # its text and its traceback quote the parameters, which are the mail
+        log.error("internal_error", extra={"fields": fields | {"detail": _in_short(error)}})
+    else:
+        log.error("internal_error", extra={"fields": fields}, exc_info=error)
     return problem(500, "internal_error", "Something went wrong here; it was logged.")
 
 
+def _cause(error: Exception) -> BaseException:
+    return (error.orig if isinstance(error, StatementError) else None) or error
+
+
 def _in_short(error: Exception) -> str:
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return str(cause).partition("\n")[0][:200]
+    return str(_cause(error)).partition("\n")[0][:200]

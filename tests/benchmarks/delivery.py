@@ -1,0 +1,212 @@
+"""Delivery under load, as the Procfile runs it, on throw-away PostgreSQL and Redis. Each prints its own table.
+
+    python -m tests.benchmarks.delivery throughput   accepted and sent per second, on both kinds of stack
+    python -m tests.benchmarks.delivery priority     20,000 low in the queue, then 100 high: how long do those wait?
+    python -m tests.benchmarks.delivery rate         RATE_LIMIT_PER_SECOND=50 over two workers of four threads
+    python -m tests.benchmarks.delivery outage       the mail server away for three minutes at 20 mails a second
+
+Everything is on loopback and ends by itself, within seven minutes at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import socket
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.servers import PostgreSQL, Redis, free_port, wait_for
+from tests.smtpd import Smtpd
+from tests.stack import Stack, email, smtp_url
+
+Table = dict[str, object]
+
+
+@contextlib.contextmanager
+def _stack(smtp: str, *, embedded: bool = False, workers: int = 2, **environ: str) -> Iterator[Stack]:
+    with contextlib.ExitStack() as close:
+        folder = close.enter_context(tempfile.TemporaryDirectory())
+        urls = {"SMTP_URL": smtp, "LOG_LEVEL": "WARNING", **environ}
+        if not embedded:
+            database, redis = PostgreSQL(durable=True), Redis()
+            close.callback(database.close)
+            close.callback(redis.close)
+            urls |= {"DATABASE_URL": database.url(database.create_database()), "REDIS_URL": redis.url}
+        stack = Stack(Path(folder), **urls)
+        close.callback(stack.stop)
+        stack.start(workers=workers)
+        yield stack
+
+
+def _post_batches(stack: Stack, prefix: str, count: int, **fields: object) -> None:
+    for start in range(0, count, 1000):
+        emails = [email(f"{prefix}-{n}", **fields) for n in range(start, min(start + 1000, count))]
+        reply = stack.post({"emails": emails}, "/webhook/email/batch")
+        assert reply.status == 200, reply
+
+
+def throughput() -> Table:
+    table: Table = {}
+    for name, embedded in (("PostgreSQL + Redis", False), ("SQLite", True)):
+        with (
+            Smtpd(keep_commands=False) as server,
+            _stack(smtp_url(server), embedded=embedded) as stack,
+        ):
+            count = 4000
+            stack.post({}, "/delivery/pause")
+            began = time.monotonic()
+            statuses = stack.together(16, [email(f"one-{n}") for n in range(count)], lambda e: stack.post(e).status)
+            table[f"{name}: webhooks accepted a second, 16 clients"] = round(count / (time.monotonic() - began))
+            assert set(statuses) == {202}
+            began = time.monotonic()
+            _post_batches(stack, "batch", 10_000)
+            table[f"{name}: accepted a second in batches of 1,000"] = round(10_000 / (time.monotonic() - began))
+            stack.post({}, "/delivery/resume")
+            began = time.monotonic()
+            stack.wait_settled(180)
+            table[f"{name}: sent a second, 2 workers of 4 threads"] = round(14_000 / (time.monotonic() - began))
+            waits = []
+            for number in range(100):
+                posted = time.time()
+                stack.post(email(f"idle-{number}"))
+                server.wait(
+                    lambda n=number: any(a.recipients[0].startswith(f"idle-{n}@") for a in server.accepted[-3:])
+                )
+                waits.append(server.accepted[-1].at - posted)
+            table[f"{name}: idle, from webhook to mail server, median ms"] = round(statistics.median(waits) * 1000, 1)
+    return table
+
+
+def priority() -> Table:
+    with Smtpd(keep_commands=False) as server, _stack(smtp_url(server)) as stack:
+        began = time.time()
+        _post_batches(stack, "low", 20_000, priority="low")
+        posted: dict[str, float] = {}
+        for number in range(100):
+            posted[f"high-{number}"] = time.time()
+            assert stack.post(email(f"high-{number}", priority="high")).status == 202
+            time.sleep(0.02)
+        ahead = stack.stats()["pending"]
+        stack.wait_settled(300)
+        arrived = {a.recipients[0].partition("@")[0]: a.at for a in server.accepted}
+        waits = sorted(arrived[name] - moment for name, moment in posted.items())
+        backlog = max(arrived.values()) - began
+        return {
+            "low ones still waiting when the last high one was posted": ahead,
+            "backlog takes, s": round(backlog, 1),
+            "high ones wait, median s": round(statistics.median(waits), 3),
+            "high ones wait, 99th percentile s": round(waits[98], 3),
+            "99th percentile as a share of the backlog": f"{waits[98] / backlog:.2%}",
+        }
+
+
+def rate() -> Table:
+    with Smtpd(keep_commands=False) as server:
+        with _stack(smtp_url(server), RATE_LIMIT_PER_SECOND="50") as stack:
+            _post_batches(stack, "m", 1200)
+            server.wait(lambda: len(server.accepted) >= 1050, 60)
+        times = sorted(a.at for a in server.accepted)
+    times = [t for t in times if t - times[0] < 20]
+    windows = [bisect_left(times, t + 1) - n for n, t in enumerate(times) if t + 1 <= times[-1]]
+    return {
+        "mails in 20 s": len(times),
+        "mean a second": round(len(times) / 20, 2),
+        "most in any window of a second": max(windows),
+        "least in any window of a second": min(windows),
+    }
+
+
+def outage(seconds: float = 180, a_second: int = 20) -> Table:
+    port, probes = free_port(), []
+    with _stack(f"smtp://127.0.0.1:{port}", RETRY_DELAY_SECONDS="5") as stack:
+        stop = threading.Event()
+        sender = threading.Thread(target=_keep_posting, args=(stack, stop, a_second))
+        with _closing_listener(port, probes):
+            sender.start()
+            time.sleep(seconds)
+            during = stack.stats()
+        with Smtpd(port=port, keep_commands=False) as server:
+            back = time.monotonic()
+            wait_for(lambda: stack.stats()["delivery"]["state"] == "running", 60, "the outage to be over")
+            seen = time.monotonic() - back
+            wait_for(
+                lambda: (s := stack.stats())["pending"] <= a_second and s["sent"] > 0, 120, "the backlog to be sent"
+            )
+            caught_up = time.monotonic() - back
+            stop.set()
+            sender.join()
+            after = stack.wait_settled(60)
+            taken = len(server.accepted)
+    first = probes[0]
+    return {
+        "waiting when the server came back": during["pending"],
+        "attempts burned": after["failed_attempts"],
+        "dead letters": after["dead_letters"],
+        "connections tried in the first second": sum(t - first < 1 for t in probes),
+        "probes after it, at seconds": [round(t - first) for t in probes if t - first >= 1],
+        "state while away": f"{during['delivery']['state']}: {during['delivery']['reason']}",
+        "noticed that it is back after, s": round(seen, 1),
+        "backlog sent after, s": round(caught_up, 1),
+        "accepted, sent, taken by the server": (after["received"], after["sent"], taken),
+    }
+
+
+def _keep_posting(stack: Stack, stop: threading.Event, a_second: int) -> None:
+    number, began = 0, time.monotonic()
+    while not stop.is_set():
+        assert stack.post(email(f"m-{number}")).status == 202
+        number += 1
+        stop.wait(max(0.0, began + number / a_second - time.monotonic()))
+    stack.hang_up()
+
+
+@contextlib.contextmanager
+def _closing_listener(port: int, seen: list[float]) -> Iterator[None]:
+    """A mail server that is away: it counts who comes and closes the door."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        listener.settimeout(0.1)
+        stop = threading.Event()
+
+        def turn_away() -> None:
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    connection, _ = listener.accept()
+                    seen.append(time.monotonic())
+                    connection.close()
+
+        thread = threading.Thread(target=turn_away)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+SCENARIOS: dict[str, Callable[[], Table]] = {
+    "throughput": throughput,
+    "priority": priority,
+    "rate": rate,
+    "outage": outage,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenario", choices=SCENARIOS)
+    table = SCENARIOS[parser.parse_args().scenario]()
+    width = max(map(len, table))
+    for name, figure in table.items():
+        print(f"{name:{width}}  {figure}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+"""The long campaign of tests/benchmarks/campaign.py, bounded."""
+
+from __future__ import annotations
+
+from tests.benchmarks.campaign import Plan, run
+from tests.conftest import started
+
+
+def test_it_loses_and_doubles_nothing_while_web_and_workers_are_killed_at_random() -> None:
+    plan = Plan(database="postgresql", on_uncertain="hold", term=False, kills=20, emails=800, seed=20)
+    tally = started(lambda: run(plan))
+    assert tally.failures(plan) == []
+    assert tally.kills == 20
+    assert tally.emails == 800
+    assert tally.uncertain > 0, "the kills hit nothing"

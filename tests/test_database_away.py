@@ -1,0 +1,138 @@
+"""The database stopped, killed and back: the web says so, the workers wait, nothing is lost or sent twice."""
+
+from __future__ import annotations
+
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
+
+from emailsvc import config as configuration
+from emailsvc import outbox, reports
+from emailsvc.config import Config
+from emailsvc.delivery import Drain
+from emailsvc.mail import Mail
+from emailsvc.mail.memory import MemoryTransport
+from emailsvc.outcome import Result
+from tests.conftest import migrate
+from tests.emails import SENT, accept, row
+from tests.servers import PostgreSQL, wait_for
+
+PAYLOAD = {"email_id": "m-1", "user": "m-1@example.com", "subject": "Hello", "body": "Text"}
+
+
+@pytest.fixture
+def config(own_postgresql: PostgreSQL, tmp_path: Path) -> Config:
+    url = own_postgresql.url(own_postgresql.create_database())
+    migrate(url, tmp_path / "instance")
+    return configuration.load({"DATABASE_URL": url}, tmp_path / "instance")
+
+
+def _post(client: FlaskClient, **fields: Any) -> Any:
+    return client.post("/webhook/email", json=PAYLOAD | fields)
+
+
+def test_the_web_answers_503_while_it_is_away_and_goes_on_by_itself(
+    client: FlaskClient, own_postgresql: PostgreSQL
+) -> None:
+    assert _post(client).status_code == 202
+    own_postgresql.kill9()
+    for _ in range(5):
+        refused = _post(client, email_id="m-2")
+        assert (refused.status_code, refused.json["code"]) == (503, "database_unavailable")
+        assert int(refused.headers["Retry-After"]) > 0
+    assert client.get("/readyz").status_code == 503
+    assert client.get("/healthz").status_code == 200
+    own_postgresql.start()
+    assert _post(client, email_id="m-2").status_code == 202
+    assert _post(client).status_code == 200
+
+
+def test_a_connection_that_broke_while_it_rested_is_replaced(
+    client: FlaskClient, app: Flask, own_postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emailsvc import extensions
+
+    monkeypatch.setattr(extensions, "FRESH_SECONDS", -1.0)  # as if it had rested for longer
+    assert _post(client).status_code == 202
+    own_postgresql.kill_connections(app.extensions["emailsvc"].engine.url.database)
+    assert _post(client, email_id="m-2").status_code == 202
+
+
+def test_an_outcome_in_hand_is_recorded_when_it_is_back(
+    engine: Engine, config: Config, own_postgresql: PostgreSQL
+) -> None:
+    """The server took the mail, then the database died; the worker starts nothing more, and forgets nothing."""
+
+    def die(_mail: Mail) -> Result:
+        own_postgresql.kill9()
+        threading.Timer(1.0, own_postgresql.start).start()
+        return SENT
+
+    accept(engine, config, "a", "b")
+    transport = MemoryTransport([die])
+    Drain(engine, config, transport, threading.Event(), lambda: None, lambda _at: None).run()
+    assert [mail.email_id for mail in transport.attempts] == ["a", "b"]
+    assert (row(engine, "a").status, row(engine, "b").status) == ("sent", "sent")
+    assert reports.violations(engine, config) == []
+
+
+def test_a_killed_connection_leads_to_neither_a_second_mail_nor_a_lost_one(
+    engine: Engine, config: Config, own_postgresql: PostgreSQL
+) -> None:
+    ids = [f"m-{n}" for n in range(30)]
+    accept(engine, config, *ids)
+    stop, rng = threading.Event(), random.Random(7)
+
+    def kill() -> None:
+        while not stop.wait(rng.uniform(0.02, 0.4)):
+            own_postgresql.kill_connections(str(engine.url.database))
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+
+    def slowly(_mail: Mail) -> Result:
+        stop.wait(0.05)  # long enough that kills fall into conversations, too
+        return SENT
+
+    transport = MemoryTransport(always=slowly)
+
+    def drained() -> bool:
+        try:
+            Drain(engine, config, transport, threading.Event(), lambda: None, lambda _at: None).run()
+            return reports.stats(engine)["sent"] == 30
+        except OperationalError:
+            return False
+
+    try:
+        wait_for(drained, 60, "everything to be sent between the kills")
+    finally:
+        stop.set()
+        killer.join()
+    assert sorted(mail.email_id for mail in transport.attempts) == sorted(ids)
+
+
+def test_a_claim_lost_with_its_connection_is_given_back_when_the_database_is(
+    engine: Engine, config: Config, own_postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept(engine, config)
+    claim = outbox.claim
+
+    def claim_and_die(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(outbox, "claim", claim)
+        claim(*args, **kwargs)
+        own_postgresql.kill9()
+        threading.Timer(1.0, own_postgresql.start).start()
+        raise OperationalError("COMMIT", {}, Exception("server closed the connection unexpectedly"))
+
+    monkeypatch.setattr(outbox, "claim", claim_and_die)
+    transport = MemoryTransport()
+    with pytest.raises(OperationalError):
+        Drain(engine, config, transport, threading.Event(), lambda: None, lambda _at: None).run()
+    assert (row(engine).status, row(engine).attempts, transport.attempts) == ("pending", 0, [])

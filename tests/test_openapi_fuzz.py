@@ -1,0 +1,52 @@
+"""The running server against its own published contract, by public tools. They are installed for CI, not for a deploy.
+
+The long form is the same command with ``--max-examples=400`` and all phases.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emailsvc.payload import Rules
+from emailsvc.web.openapi import document
+from tests.stack import TOKEN, Stack
+
+HOOKS = "tests.schemathesis_hooks"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_document_is_valid_to_a_public_validator() -> None:
+    validator: Any = pytest.importorskip("openapi_spec_validator")
+    validator.validate(document(Rules(frozenset({"example.com"}), "X-Idempotency-Key")))
+
+
+def test_no_generated_request_gets_an_answer_that_is_not_published(make_stack: Callable[..., Stack]) -> None:
+    command = shutil.which("schemathesis", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if command is None:
+        pytest.skip("schemathesis is not installed here; .ci/requirements.txt has it")
+    stack = make_stack(ON_MISMATCH="accept")
+    stack.start(workers=1)
+    options = ["--checks=all", "--no-color", "--seed=1", "--phases=examples,coverage,fuzzing", "--max-examples=5"]
+    done = subprocess.run(
+        [
+            command,
+            "run",
+            f"http://127.0.0.1:{stack.port}/openapi.json",
+            f"--header=Authorization: Bearer {TOKEN}",
+            *options,
+        ],
+        cwd=stack.folder.parent,
+        env={**os.environ, "SCHEMATHESIS_HOOKS": HOOKS, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

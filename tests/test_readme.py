@@ -1,0 +1,310 @@
+"""The README says what is true: its commands run as they stand, and its lists are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from msgspec.structs import fields
+from werkzeug.serving import make_server
+
+from emailsvc import cli, extensions, outbox, schema, start
+from emailsvc.addresses import FORBIDDEN_HEADERS, FORBIDDEN_PREFIXES
+from emailsvc.config import Config, load
+from emailsvc.delivery import Drain
+from emailsvc.mail import Mail, Outcome, Result
+from emailsvc.mail.memory import MemoryTransport
+from emailsvc.models import Reason, Status
+from emailsvc.payload import EmailPayload, Rules, parse_email
+from emailsvc.web.contract import ROUTES
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYob7oD8="  # its key begins with bytes that no shell variable holds
+TOKEN = "a-token-of-this-test"
+
+
+@dataclass(frozen=True)
+class Example:
+    command: str
+    status: int | None
+    kind: str | None
+    answer: str | None
+
+
+def examples() -> list[Example]:
+    """Each ```sh block of «Sending» and «Looking and deciding», with the answer that follows it if there is one."""
+    part = README[README.index("\n## Sending\n") : README.index("\n## Who may\n")]
+    pattern = r"```sh\n(.*?)```\n(?:\nAnswer `(\d{3})`[^`]*?(?:`[^`\n]+`[^`]*?)*?\n\n```(json|text)\n(.*?)```\n)?"
+    return [
+        Example(command, int(status) if status else None, kind, answer)
+        for command, status, kind, answer in (match.groups() for match in re.finditer(pattern, part, re.DOTALL))
+    ]
+
+
+def block(language: str) -> str:
+    (found,) = re.findall(rf"```{language}\n(.*?)```\n", README, re.DOTALL)
+    return str(found)
+
+
+class Site:
+    """A running service of this process, and a worker that works when it is told to."""
+
+    def __init__(self, app: Flask) -> None:
+        self._app = app
+        self.config: Config = app.extensions["emailsvc"].config
+        self.engine = app.extensions["emailsvc"].engine
+        transport = MemoryTransport(always=self._judge)
+        nothing: Callable[..., None] = lambda *_: None  # noqa: E731
+        self._drain = Drain(self.engine, self.config, transport, threading.Event(), nothing, nothing)
+        self._server = make_server("127.0.0.1", 0, app, threaded=True)
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.port}"
+
+    @staticmethod
+    def _judge(mail: Mail) -> Result:
+        if mail.recipient.startswith("nobody"):
+            return Result(Outcome.REJECTED, "RCPT: 550 5.1.1 no such user", 550, "5.1.1")
+        if mail.recipient.startswith("doubt"):
+            return Result(Outcome.UNCERTAIN, "no reply to the final dot: the deadline passed")
+        return Result(Outcome.SENT, "250 2.0.0 taken", 250)
+
+    def accept(self, email_id: str, user: str, **more: str) -> None:
+        payload = {"email_id": email_id, "user": user, "subject": "Your order", "body": "It is on its way.", **more}
+        outbox.accept(self.engine, parse_email(json.dumps(payload).encode(), Rules(frozenset())), self.config)
+
+    def work(self) -> None:
+        self._drain.run()
+
+    def run(self, command: list[str], text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        """Curl tells the status in a last line; nothing of this user's own configuration is read."""
+        (folder / ".curlrc").write_text('silent\nwrite-out = "\\n%{http_code}"\n' if command == ["bash"] else "")
+        environ = {
+            "PATH": os.environ["PATH"],
+            "CURL_HOME": str(folder),
+            "HOME": str(folder),
+            "no_proxy": "*",
+            "URL": self.url,
+            "TOKEN": TOKEN,
+            "SECRET": SECRET,
+        }
+        return subprocess.run(command, input=text, env=environ, capture_output=True, text=True, timeout=30)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def needs(*programs: str) -> None:
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        pytest.skip(f"not installed here: {', '.join(missing)}")
+
+
+@pytest.fixture
+def site(make_app: Callable[[Config], Flask], tmp_path: Path) -> Iterator[Site]:
+    app = make_app(load({"API_TOKENS": TOKEN, "WEBHOOK_SECRETS": SECRET}, tmp_path / "instance"))
+    schema.ensure(app, app.extensions["emailsvc"].engine)
+    running = Site(app)
+    yield running
+    running.close()
+
+
+# The examples
+
+
+def same_shape(shown: Any, real: Any, where: str = "answer") -> None:
+    """The same members and kinds of values, and the same words where they do not depend on the moment."""
+    if isinstance(shown, dict) and isinstance(real, dict):
+        assert list(shown) == list(real), where
+        for name in shown:
+            same_shape(shown[name], real[name], f"{where}.{name}")
+    elif isinstance(shown, list) and isinstance(real, list):
+        assert len(shown) == len(real), where
+        for index, (one, other) in enumerate(zip(shown, real, strict=True)):
+            same_shape(one, other, f"{where}[{index}]")
+    elif where.endswith(("_at", ".at", ".since", ".message_id", ".next_cursor", "oldest_pending_seconds")):
+        assert (shown is None) == (real is None), where
+    elif isinstance(shown, str) or shown is None or isinstance(real, bool):
+        assert shown == real, where
+    else:
+        assert type(shown) is type(real), where
+
+
+def test_every_example_of_a_route_answers_as_shown(site: Site, tmp_path: Path) -> None:
+    needs("bash", "curl")
+    for number in range(1, 10):
+        user = "nobody@example.com" if number in (7, 9) else "doubt@example.com"
+        site.accept(f"order-090{number}", user)
+        site.work()
+    site.accept("order-1003", "ada@example.com", send_at="2090-01-01T00:00:00Z")
+    outbox.heartbeat(site.engine, "a worker")
+    found = examples()
+    assert len(found) >= len(ROUTES)
+    for example in found:
+        done = site.run(["bash"], example.command, tmp_path)
+        assert done.returncode == 0, f"{example.command}\n{done.stderr}"
+        answer, _, status = done.stdout.rpartition("\n")
+        assert int(status) == (example.status or 200), f"{example.command}\n{answer}"
+        if example.kind == "json":
+            same_shape(json.loads(example.answer or ""), json.loads(answer), example.command)
+        elif example.kind == "text":
+            assert set((example.answer or "").splitlines()) <= set(answer.splitlines())
+        site.work()
+
+
+def test_every_route_is_described_and_has_an_example() -> None:
+    commands = [example.command for example in examples()]
+    for route in ROUTES:
+        path = route.path.replace("{dead_letter_id}", "<id>").replace("{email_id}", "<email_id>")
+        assert f"### `{route.method} {path}`\n" in README
+        pattern = re.escape("$URL") + re.sub(r"\\{\w+\\}", r"[\\w-]+", re.escape(route.path)) + r"[\"?]"
+        assert any(re.search(pattern, command) for command in commands), route.path
+
+
+def signed(site: Site, command: list[str], text: str, folder: Path) -> list[str]:
+    """What is printed when the snippet is run twice."""
+    printed = []
+    for _ in range(2):
+        done = site.run(command, text, folder)
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+    return printed
+
+
+def test_the_python_snippet_signs(site: Site, tmp_path: Path) -> None:
+    first, second = signed(site, [sys.executable, "-"], block("python"), tmp_path)
+    assert first.startswith('202 {"status":"accepted","email_id":"order-2001"')
+    assert second.startswith('200 {"status":"duplicate","email_id":"order-2001"')
+
+
+def test_the_javascript_snippet_signs(site: Site, tmp_path: Path) -> None:
+    needs("node")
+    first, second = signed(site, ["node", "-"], block("js"), tmp_path)
+    assert first.startswith('202 {"status":"accepted","email_id":"order-2002"')
+    assert second.startswith('200 {"status":"duplicate","email_id":"order-2002"')
+
+
+def test_the_curl_and_openssl_snippet_signs(site: Site, tmp_path: Path) -> None:
+    needs("bash", "curl", "openssl", "od")
+    first, second = signed(site, ["bash", "-eu", "-o", "pipefail"], block("bash"), tmp_path)
+    assert first.startswith('{"status":"accepted","email_id":"order-2003"')
+    assert first.endswith(" 202\n")
+    assert second.endswith(" 200\n")
+
+
+def test_a_snippet_with_another_secret_is_refused(site: Site, tmp_path: Path) -> None:
+    code = block("python").replace('os.environ["SECRET"]', '"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"')
+    assert "401" in site.run([sys.executable, "-"], code, tmp_path).stderr
+
+
+def test_the_first_curl_is_the_one_that_flask_start_prints(tmp_path: Path) -> None:
+    greeting = start._greeting(load({}, tmp_path))
+    (line,) = re.findall(r"^curl .*hello-1.*$", README, re.MULTILINE)
+    assert line.split(" -d ")[1] in greeting
+    assert line.split(" -d ")[0].split()[-1] in greeting
+
+
+# The lists
+
+
+def table(heading: str) -> list[list[str]]:
+    """The rows of the first table under a heading, as cells."""
+    part = README[README.index(f"\n{heading}\n") :]
+    rows = re.findall(r"^\|.*\|$", part[: part.index("\n\n", part.index("\n|"))], re.MULTILINE)
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+def names(cell: str) -> set[str]:
+    return set(re.findall(r"`([^`]+)`", cell))
+
+
+def test_the_two_commands_stand_at_the_top() -> None:
+    install = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && .venv/bin/"
+    top = "\n".join(README.splitlines()[:30])
+    assert f"```sh\n{install}flask start\n```" in top
+    assert f"```sh\n{install}pytest tests/\n```" in top
+
+
+def test_nothing_is_promised_that_nobody_can_keep() -> None:
+    assert "exactly once" not in README.lower()
+    assert "exactly-once" not in README.lower()
+
+
+def test_the_problem_codes_are_those_of_the_contract_with_their_statuses() -> None:
+    listed = {(int(status), name) for status, code, _ in table("## Problem codes") for name in names(code)}
+    contract = {(status, code) for route in ROUTES for status, codes in route.codes.items() for code in codes}
+    assert contract <= listed
+    assert listed - contract <= {(400, "bad_request"), (405, "method_not_allowed")}
+
+
+def test_the_payload_fields_are_those_that_are_taken() -> None:
+    declared = [field.encode_name for field in fields(EmailPayload)]
+    assert [min(names(row[0])) for row in table("### `POST /webhook/email`")] == declared
+
+
+def test_the_headers_that_may_not_be_given_are_all_listed() -> None:
+    (sentence,) = re.findall(r"These headers are set by the service.*?\n\n", README, re.DOTALL)
+    listed = {name.lower() for name in names(sentence)}
+    assert {*FORBIDDEN_HEADERS, *FORBIDDEN_PREFIXES, "idempotency_header"} <= listed
+
+
+def test_the_statuses_and_the_reasons_are_all_explained() -> None:
+    assert [min(names(row[0])) for row in table("## How an e-mail travels")] == [status.value for status in Status]
+    assert {min(names(row[0])) for row in table("## Dead letters")} == {reason.value for reason in Reason}
+    outcomes = {min(names(row[0])) for row in table("### What a reply means")}
+    assert outcomes == {outcome.value for outcome in Outcome} - {"cut"}
+
+
+def test_every_command_is_described() -> None:
+    listed = " ".join(row[0] for row in table("## Commands"))
+    single = {command.name for command in (cli.start, cli.stats, cli.pause, cli.resume, cli.check, cli.send_test)}
+    single |= {command.name for command in (cli.erase, cli.secret)}
+    grouped = {f"dead-letters {name}" for name in cli.dead_letters.commands}
+    assert {name for name in single | grouped if f"`flask {name}" not in listed} == set()
+
+
+def test_every_event_of_the_log_is_described() -> None:
+    listed = {name for row in table("## Log") for name in names(row[0])}
+    assert logged() - listed == set()
+
+
+def logged() -> set[str]:
+    """Every event that a file of the package logs by a name of its own; lines in plain words have blanks."""
+    found = set()
+    for path in (ROOT / "emailsvc").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            if node.func.attr in ("debug", "info", "warning", "error", "exception", "log"):
+                literals = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+                found |= {text for text in literals if isinstance(text, str) and re.fullmatch(r"[a-z_]+", text)}
+    return found | {"accepted", "duplicate", "mismatch", "deferred", "dead_lettered", "delivered", "discarded", "sent"}
+
+
+def test_the_connections_of_a_process_are_as_many_as_it_says() -> None:
+    assert f"A process holds at most {extensions.POOL_SIZE}: " in README
+
+
+def test_every_link_leads_somewhere() -> None:
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", README, flags=re.DOTALL), re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        elif not target.startswith("https://"):
+            assert (ROOT / target).exists(), target
