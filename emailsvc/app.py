@@ -17,8 +17,9 @@ from sqlalchemy.exc import OperationalError
 
 from emailsvc import cli, log, outbox, queue, schema, tasks, web
 from emailsvc.config import Config, from_environment
+from emailsvc.connections import HeldConnections, ping_what_rested, prepare_sqlite
 from emailsvc.errors import ConfigurationError
-from emailsvc.extensions import db, engine_options, migrate, ping_what_rested, prepare_sqlite
+from emailsvc.extensions import db, engine_options, migrate
 from emailsvc.locks import LocalLocks, RedisLocks
 from emailsvc.mail import Transport
 from emailsvc.mail.files import FileTransport
@@ -47,6 +48,7 @@ def create_app(config: Config | None = None) -> Flask:
         prepare_sqlite(engine)
     else:
         ping_what_rested(engine)
+        app.extensions["held_connections"] = HeldConnections(engine)
     _dispose_after_fork(engine)
     huey = queue.build(config)
     client = queue.redis_client(huey)

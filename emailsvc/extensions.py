@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,11 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 from flask import current_app
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy import Engine
 from sqlalchemy.orm import DeclarativeBase
 
 from emailsvc.config import Config
+from emailsvc.connections import SQLITE_BUSY_SECONDS
 
 if TYPE_CHECKING:
     from emailsvc.locks import Locks
@@ -25,8 +23,6 @@ POOL_SIZE = 3
 """Connections per process, none beyond. Two web processes and one worker make 9; twice that during a deploy overlap,
 and the release phase, stay below the 20 of a small hosted PostgreSQL."""
 
-FRESH_SECONDS = 1.0
-SQLITE_BUSY_SECONDS = 10.0
 STATEMENT_TIMEOUT_MS = 10_000
 
 
@@ -71,52 +67,3 @@ def engine_options(config: Config) -> dict[str, Any]:
             "application_name": "emailsvc",
         },
     }
-
-
-def ping_what_rested(engine: Engine) -> None:
-    """Replace a connection that broke while it was idle. SQLAlchemy's own pre-ping asks at every checkout, which is
-    a round trip for each webhook and each mail; one that was in use a second ago needs no asking."""
-
-    @event.listens_for(engine, "checkin")
-    def _checkin(_connection: Any, record: Any) -> None:
-        record.info["rested_since"] = time.monotonic()
-
-    @event.listens_for(engine, "checkout")
-    def _checkout(connection: Any, record: Any, _proxy: Any) -> None:
-        if time.monotonic() - record.info.get("rested_since", math.inf) <= FRESH_SECONDS:
-            return
-        try:
-            alive = engine.dialect.do_ping(connection)
-        except engine.dialect.dbapi.Error as exc:  # type: ignore[union-attr]
-            raise DisconnectionError(str(exc)) from exc
-        if not alive:
-            raise DisconnectionError("the connection did not answer")
-
-
-def prepare_sqlite(engine: Engine) -> None:
-    """WAL, full sync, and BEGIN IMMEDIATE: a deferred BEGIN that writes later fails whatever the busy timeout says."""
-
-    @event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None
-        _enter_wal(connection)
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        read_only = connection.get_execution_options().get("read_only")
-        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
-
-def _enter_wal(connection: Any) -> None:
-    # The switch of a new file to WAL is not covered by the busy timeout.
-    deadline = time.monotonic() + SQLITE_BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except Exception as exc:
-            if "locked" not in str(exc) or time.monotonic() > deadline:
-                raise
-        time.sleep(0.02)

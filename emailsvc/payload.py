@@ -18,6 +18,7 @@ from emailsvc.errors import InvalidPayload
 MOST_IN_BATCH = 1000
 MOST_HEADERS = 50
 MOST_ATTACHMENTS = 50
+FIRST_MOMENT, LAST_MOMENT = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 BASE64 = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 ENVELOPE_BYTES = 1024  # headers of our own, counted into the size of every e-mail
 
@@ -126,7 +127,7 @@ def parse_email(raw: bytes, rules: Rules) -> NewEmail:
     """Raises InvalidPayload with a stable code and the field at fault."""
     payload = decode(_emails, raw)
     _check(payload, rules)
-    send_at, expires_at = in_utc(payload.send_at, "send_at"), in_utc(payload.expires_at, "expires_at")
+    send_at, expires_at = in_utc(payload.send_at), in_utc(payload.expires_at)
     if send_at and expires_at and expires_at <= send_at:
         raise InvalidPayload("invalid_field", "expires_at must be later than send_at.", "expires_at")
     return NewEmail(
@@ -199,13 +200,13 @@ def _check_headers(headers: dict[str, str], rules: Rules) -> None:
         seen.add(name.lower())
 
 
-def in_utc(moment: datetime | None, field: str) -> datetime | None:
+def in_utc(moment: datetime | None) -> datetime | None:
     if moment is None:
         return None
     try:
         return moment.astimezone(UTC)
-    except OverflowError as exc:  # 9999-12-31T23:59:59-01:00
-        raise InvalidPayload("invalid_field", f"{field} is outside the years 1 to 9999 in UTC.", field) from exc
+    except OverflowError:  # an offset beyond the calendar's first or last day; that day says the same
+        return FIRST_MOMENT if moment.year == 1 else LAST_MOMENT
 
 
 def fingerprint(payload: EmailPayload) -> str:

@@ -13,7 +13,8 @@ from emailsvc import schema
 from emailsvc.clock import isoformat
 from emailsvc.config import Config
 from emailsvc.errors import InvalidPayload, NotFound
-from emailsvc.models import PRIORITIES, Attempt, Counter, DeadLetter, Email, Status, Switch, Worker, db_in, db_now
+from emailsvc.models import PRIORITIES, Attempt, Counter, DeadLetter, Email, Status, Switch, Worker
+from emailsvc.sqltime import db_in, db_now
 
 WORKER_SILENT_SECONDS = 60.0
 _PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}

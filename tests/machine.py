@@ -27,7 +27,8 @@ from emailsvc.config import Config
 from emailsvc.delivery import Drain
 from emailsvc.extensions import Base, engine_options, prepare_sqlite
 from emailsvc.mail import Mail, Outcome, Result
-from emailsvc.models import Attempt, Email, Switch, UtcDateTime, db_now
+from emailsvc.models import Attempt, Email, Switch
+from emailsvc.sqltime import UtcDateTime, db_now
 
 DATABASE, BEFORE_DOT, AFTER_DOT = "before a transaction", "before the dot", "after the dot"
 GO = object()

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from emailsvc import config as configuration
-from emailsvc import outbox, reports
+from emailsvc import connections, outbox, reports
 from emailsvc.config import Config
 from emailsvc.delivery import Drain
 from emailsvc.mail import Mail
@@ -57,12 +57,28 @@ def test_the_web_answers_503_while_it_is_away_and_goes_on_by_itself(
 def test_a_connection_that_broke_while_it_rested_is_replaced(
     client: FlaskClient, app: Flask, own_postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from emailsvc import extensions
-
-    monkeypatch.setattr(extensions, "FRESH_SECONDS", -1.0)  # as if it had rested for longer
+    monkeypatch.setattr(connections, "FRESH_SECONDS", -1.0)  # as if it had rested for longer
     assert _post(client).status_code == 202
     own_postgresql.kill_connections(app.extensions["emailsvc"].engine.url.database)
     assert _post(client, email_id="m-2").status_code == 202
+
+
+def test_a_database_that_hangs_is_not_waited_for_and_goes_on_when_it_answers(
+    client: FlaskClient, own_postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a connection that is in use nor a new one waits for ever."""
+    monkeypatch.setattr(connections, "HELD_SECONDS", 1.0)
+    assert _post(client).status_code == 202
+    own_postgresql.freeze()
+    try:
+        for fresh in (60.0, -1.0):
+            monkeypatch.setattr(connections, "FRESH_SECONDS", fresh)
+            refused = _post(client, email_id="m-2")
+            assert (refused.status_code, refused.json["code"]) == (503, "database_unavailable")
+    finally:
+        own_postgresql.thaw()
+    assert _post(client, email_id="m-2").status_code in (200, 202)  # 200 if the one that hung committed after all
+    assert _post(client).status_code == 200
 
 
 def test_an_outcome_in_hand_is_recorded_when_it_is_back(

@@ -6,6 +6,7 @@ import email
 import email.policy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,13 @@ def test_a_full_disk_is_an_outage_and_leaves_no_part_of_a_file(tmp_path: Path, m
     assert result.outcome is Outcome.OUTAGE
     assert "No space left" in result.text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_never_overwritten_even_within_the_same_microsecond(tmp_path: Path) -> None:
+    transport = FileTransport(tmp_path, clock=lambda: datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC))
+    mail = a_mail()
+    assert [send(transport, mail).outcome for _ in range(5)] == [Outcome.SENT] * 5
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 # memory alone

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import socket
+import subprocess
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
 
+from emailsvc.clock import monotonic
 from emailsvc.mail import Attachment, Mail, Outcome, Result
+from emailsvc.mail.line import Cut, Line, LineCut
 from emailsvc.mail.smtp import SmtpTransport
+from emailsvc.watchdog import Watchdog
 from tests.mails import Certificate, a_mail, at, send
 from tests.smtpd import HANG, STALL, Action, Drip, Later, Plan, Smtpd
 
@@ -246,6 +253,80 @@ def test_stop_before_the_first_mail_lets_none_start(server: Smtpd, transport: Sm
     assert server.connections == 0
 
 
+# the line alone
+
+
+class Asleep(Watchdog):
+    """Never looks at anybody: what holds then holds without it."""
+
+    def due(self, at: float) -> None:
+        pass
+
+
+def test_nobody_passes_the_dot_after_the_deadline_even_when_the_watchdog_sleeps() -> None:
+    line = Line(Asleep())
+    assert line.begin(monotonic() - 0.001)
+    assert not line.pass_dot(monotonic() + 60)
+    assert line.cut is Cut.DEADLINE
+
+
+@pytest.mark.parametrize("order", ["stop, then attach", "attach, then stop"])
+def test_a_socket_is_shut_whether_it_comes_before_or_after_the_cut(order: str) -> None:
+    ours, theirs = socket.socketpair()
+    line = Line(Asleep())
+    assert line.begin(monotonic() + 60)
+    for step in order.split(", then "):
+        line.stop(60) if step == "stop" else line.attach(ours)
+    theirs.settimeout(AT_ONCE)
+    assert theirs.recv(1) == b""
+    line.release()
+    ours.close()
+    theirs.close()
+
+
+def test_a_line_that_is_dropped_is_forgotten() -> None:
+    watchdog = Watchdog()
+    line = weakref.ref(Line(watchdog))
+    gc.collect()
+    assert line() is None
+
+
+def test_an_error_of_one_line_leaves_the_watchdog_to_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def tick(self, now: float) -> float:
+            raise RuntimeError("oops")
+
+    watchdog, broken = Watchdog(), Broken()
+    watchdog.watch(broken)
+    line = Line(watchdog)
+    assert line.begin(monotonic() + 0.05)
+    with pytest.raises(LineCut):
+        line.call(lambda: threading.Event().wait(AT_ONCE))
+    assert "could not be enforced" in caplog.text
+
+
+FORKED = """
+import os, threading
+from emailsvc.clock import monotonic
+from emailsvc.mail.line import Line, LineCut
+
+Line().begin(monotonic() + 60)  # the thread that this starts does not come along
+if os.fork():
+    raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))
+line = Line()
+line.begin(monotonic() + 0.05)
+try:
+    line.call(lambda: threading.Event().wait(20))
+except LineCut:
+    os._exit(0)
+os._exit(1)
+"""
+
+
+def test_the_watchdog_works_in_a_forked_process() -> None:
+    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=30)
+
+
 # races
 
 
@@ -279,13 +360,19 @@ def test_whenever_the_line_is_cut_the_outcome_is_true(server: Smtpd, pipelining:
     assert seen <= ({SENT, CUT, UNCERTAIN} if cut == "stop" else {SENT, OUTAGE, DEFERRED, UNCERTAIN})
 
 
+def _watchdogs() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "smtp-watchdog"}
+
+
 def test_many_transports_share_one_watchdog(server: Smtpd) -> None:
     transports = [SmtpTransport(at(server)) for _ in range(16)]
+    assert send(transports[0]).outcome is SENT
+    watchdogs = _watchdogs()
     assert {send(transport).outcome for transport in transports} == {SENT}
     server.script("*", *[Plan("rcpt", HANG)] * 16)
     sending = [Sending(transport, timeout=0.5) for transport in transports]
     assert {each.outcome() for each in sending} == {DEFERRED}
-    assert [thread.name for thread in threading.enumerate()].count("smtp-watchdog") == 1
+    assert _watchdogs() == watchdogs
     for transport in transports:
         transport.close()
 

@@ -8,9 +8,8 @@ import email.policy
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from email.message import EmailMessage, Message
+from email.message import EmailMessage
 from email.utils import parsedate_to_datetime
-from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -36,7 +35,7 @@ def parsed(raw: bytes) -> EmailMessage:
 
 def decoded(raw: bytes, name: str) -> str:
     """A header as the old, simple reader of RFC 2047 sees it: the modern policy repairs too much for a comparison."""
-    value = cast(Message, email.message_from_bytes(raw))[name]
+    value = email.message_from_bytes(raw)[name]
     unfolded = re.sub(r"\r?\n(?=[ \t])", "", str(value))
     return str(email.header.make_header(email.header.decode_header(unfolded)))
 

@@ -70,7 +70,7 @@ class Site:
         nothing: Callable[..., None] = lambda *_: None  # noqa: E731
         self._drain = Drain(self.engine, self.config, transport, threading.Event(), nothing, nothing)
         self._server = make_server("127.0.0.1", 0, app, threaded=True)
-        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.port}"
 
@@ -155,6 +155,7 @@ def test_every_example_of_a_route_answers_as_shown(site: Site, tmp_path: Path) -
     outbox.heartbeat(site.engine, "a worker")
     found = examples()
     assert len(found) >= len(ROUTES)
+    assert [example.command for example in found if example.answer is None] == ['curl "$URL/openapi.json"\n']
     for example in found:
         done = site.run(["bash"], example.command, tmp_path)
         assert done.returncode == 0, f"{example.command}\n{done.stderr}"

@@ -27,7 +27,8 @@ from emailsvc.clock import utcnow
 from emailsvc.config import Config
 from emailsvc.errors import Conflict, NotFound
 from emailsvc.mail import Mail, Outcome, Result
-from emailsvc.models import Attempt, DeadLetter, Email, Status, Switch, db_in, db_now
+from emailsvc.models import Attempt, DeadLetter, Email, Status, Switch
+from emailsvc.sqltime import db_in, db_now
 from emailsvc.delivery import Drain
 from emailsvc.outbox import Recorded
 from emailsvc.payload import Attachment, NewEmail

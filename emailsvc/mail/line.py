@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from emailsvc.clock import monotonic
-from emailsvc.mail.watchdog import WATCHDOG, Watchdog
+from emailsvc.watchdog import WATCHDOG, Watchdog
 
 T = TypeVar("T")
 

@@ -147,7 +147,7 @@ class SmtpTransport:
         except OSError as exc:
             if refused is not None:  # the refusal stands, whatever became of the connection behind it
                 refused.usable = False
-            elif kept and self._step in ("RSET", "MAIL") and self._line.why() is None:
+            elif kept and self._step in ("RSET", "MAIL"):
                 raise Stale(f"{self._step}: {type(exc).__name__}") from exc
             else:
                 raise

@@ -14,9 +14,10 @@ from sqlalchemy import Connection, Engine, bindparam, case, func, insert, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from emailsvc.config import Config
-from emailsvc.models import PRIORITIES, Counter, Email, Status, StoredAttachment, UtcDateTime, db_now
+from emailsvc.models import PRIORITIES, Counter, Email, Status, StoredAttachment
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.payload import NewEmail
+from emailsvc.sqltime import UtcDateTime, db_now
 
 COUNTER_SHARDS = 16
 _NOT_BEFORE = bindparam("not_before", type_=UtcDateTime())

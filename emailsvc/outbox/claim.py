@@ -23,9 +23,10 @@ from sqlalchemy import (
 from sqlalchemy import func as sql
 
 from emailsvc.config import Config
-from emailsvc.models import Email, StoredAttachment, Switch, db_in, db_now
+from emailsvc.models import Email, StoredAttachment, Switch
 from emailsvc.outbox.switch import take_probe
 from emailsvc.outbox.transaction import in_transaction
+from emailsvc.sqltime import db_in, db_now
 
 PENDING = Email.status == literal_column("'pending'")
 SENDING = Email.status == literal_column("'sending'")

@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import Connection, Engine, case, literal_column, select, update
 
 from emailsvc.errors import Conflict, NotFound
-from emailsvc.models import DeadLetter, Email, Resolution, db_now
+from emailsvc.models import DeadLetter, Email, Resolution
 from emailsvc.outbox.transaction import in_transaction
+from emailsvc.sqltime import db_now
 
 FAILED = Email.status == literal_column("'failed'")
 

@@ -8,12 +8,13 @@ from typing import Any
 from sqlalchemy import Connection, Engine, bindparam, func, insert, literal_column, select, update
 
 from emailsvc.config import Config
-from emailsvc.models import Attempt, DeadLetter, Email, Reason, Status, Switch, db_in, db_now
+from emailsvc.models import Attempt, DeadLetter, Email, Reason, Status, Switch
 from emailsvc.outbox.claim import PENDING, SENDING, Claimed, release_rows, scrub, withdraw_erased
 from emailsvc.outbox.switch import RUNNING, close_outage, open_outage
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.outcome import Outcome, Result
 from emailsvc.retry import backoff
+from emailsvc.sqltime import db_in, db_now
 
 REFUSALS_IN_A_ROW = 20
 REFUSED_DOMAINS = 3

@@ -10,12 +10,13 @@ from typing import Any
 from sqlalchemy import Connection, Engine, delete, func, insert, literal_column, select, update
 
 from emailsvc.config import Config
-from emailsvc.models import Attempt, DeadLetter, Email, Reason, Status, Switch, db_in, db_now
+from emailsvc.models import Attempt, DeadLetter, Email, Reason, Status, Switch
 from emailsvc.outbox.accept import add_to_counter
 from emailsvc.outbox.claim import ANY_PRIORITY, PENDING, SENDING, scrub, withdraw_erased
 from emailsvc.outbox.record import Hand, uncertain
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.outcome import Outcome, Result
+from emailsvc.sqltime import db_in, db_now
 
 CHUNK = 500
 SETTLED_SECONDS = 300.0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, Engine, case, select, update
 
-from emailsvc.models import Switch, db_in, db_now
+from emailsvc.models import Switch
+from emailsvc.sqltime import db_in, db_now
 
 FIRST_PROBE_SECONDS = 5.0
 LONGEST_PROBE_SECONDS = 30.0

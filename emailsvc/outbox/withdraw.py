@@ -8,9 +8,10 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.engine import Connection
 
 from emailsvc.errors import Conflict, NotFound
-from emailsvc.models import Attempt, DeadLetter, Email, Status, db_now
+from emailsvc.models import Attempt, DeadLetter, Email, Status
 from emailsvc.outbox.claim import PENDING, SENDING, scrub
 from emailsvc.outbox.transaction import in_transaction
+from emailsvc.sqltime import db_now
 
 _WHY_NOT = {
     Status.SENT: ("already_sent", "The mail server took this e-mail already."),

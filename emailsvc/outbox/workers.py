@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, delete, insert, update
 
-from emailsvc.models import Worker, db_in, db_now
+from emailsvc.models import Worker
+from emailsvc.sqltime import db_in, db_now
 
 FORGOTTEN_AFTER_SECONDS = 600.0
 

@@ -13,10 +13,7 @@ from emailsvc.payload import EmailId, Moment, Priority
 State = Literal["pending", "sending", "sent", "failed", "cancelled"]
 Reason = Literal["rejected", "exhausted", "uncertain", "expired", "unreachable"]
 Resolution = Literal["replayed", "delivered", "discarded"]
-CURSOR = (
-    "^[1-9][0-9]{3}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
-    "T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:[.][0-9]{6})?Z~[0-9]{1,18}$"
-)
+CURSOR = "^[0-9]{1,17}~[0-9]{1,18}$"
 EventName = Literal["received", "deferred", "rejected", "uncertain", "sent", "dead_lettered", "cancelled"] | Resolution
 DeadLetterId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 # To JSON Schema 1000.0 is an integer, and some senders' libraries write it so.

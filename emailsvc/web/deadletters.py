@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 
 from flask import Blueprint, Response
 
@@ -18,6 +19,9 @@ from emailsvc.web.reading import answer, json_as, query_as
 log = logging.getLogger("emailsvc.web")
 
 blueprint = Blueprint("dead_letters", __name__, url_prefix="/stats/dead-letters")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
 blueprint.before_request(auth.require_operator)
 
 
@@ -27,15 +31,28 @@ def listing() -> Response:
     page, next_cursor = reports.dead_letters(
         service().engine,
         reason=query.reason,
-        since=in_utc(query.since, "since"),
-        until=in_utc(query.until, "until"),
+        since=in_utc(query.since),
+        until=in_utc(query.until),
         resolved=query.resolved == 1,
         limit=query.limit,
-        cursor=query.cursor,
+        cursor=_place(query.cursor),
     )
-    # Safe in a query as it stands: an unescaped + would come back as a blank.
-    next_cursor = next_cursor and next_cursor.replace("+00:00", "Z")
-    return answer({"dead_letters": page, "next_cursor": next_cursor})
+    return answer({"dead_letters": page, "next_cursor": _cursor(next_cursor)})
+
+
+def _cursor(place: str | None) -> str | None:
+    """A time and an id, as digits: they stand in a query as they are, where a + would come back as a blank."""
+    if place is None:
+        return None
+    moment, _, number = place.partition("~")
+    return f"{(datetime.fromisoformat(moment) - EPOCH) // MICROSECOND}~{number}"
+
+
+def _place(cursor: str | None) -> str | None:
+    if cursor is None:
+        return None
+    microseconds, _, number = cursor.partition("~")
+    return f"{(EPOCH + int(microseconds) * MICROSECOND).isoformat()}~{number}"
 
 
 @blueprint.post("/replay")
@@ -44,8 +61,8 @@ def replay_many() -> Response:
     replayed = outbox.replay_many(
         service().engine,
         reason=wanted.reason,
-        since=in_utc(wanted.since, "since"),
-        until=in_utc(wanted.until, "until"),
+        since=in_utc(wanted.since),
+        until=in_utc(wanted.until),
         limit=int(wanted.limit),
         dry_run=wanted.dry_run,
     )

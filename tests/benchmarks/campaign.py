@@ -19,6 +19,7 @@ import json
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,13 +36,16 @@ import psycopg
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.servers import MissingServer, PostgreSQL, Redis  # noqa: E402
+from tests.servers import MissingServer, PostgreSQL, Redis, wait_for  # noqa: E402
 from tests.stack import Process, Stack, email  # noqa: E402
 
 RUN_KILLS = 100
 SENDERS = 4
 REPEATS = 0.2
 """Share of the e-mails that their sender posts once more."""
+
+MOMENT = (0.1, 0.9)
+"""How long, in seconds, until the next kill; a random moment for the victim."""
 
 REPLY_SECONDS = 0.1
 """The mail server's pause before its answer to a dot: the moment at which nobody knows is long enough to be hit."""
@@ -106,7 +110,7 @@ def run(plan: Plan, *, consumers: int = 3) -> Tally:
         folder = Path(tempfile.mkdtemp(prefix="emailsvc-campaign-"))
         clean_up.callback(shutil.rmtree, folder, ignore_errors=True)
         environ = SHORT_LEASES | {"ON_UNCERTAIN": plan.on_uncertain}
-        url = None
+        url = ""
         if plan.database == "postgresql":
             server, redis = PostgreSQL(durable=True), Redis()
             clean_up.callback(server.close)
@@ -117,11 +121,12 @@ def run(plan: Plan, *, consumers: int = 3) -> Tally:
         port = clean_up.enter_context(mail_server(log))
         stack = Stack(folder / "stack", **environ, SMTP_URL=f"smtp://127.0.0.1:{port}")
         clean_up.callback(stack.stop)
+        url = url or f"sqlite:///{stack.folder}/instance/emailsvc.db"
         web, workers = stack.start(workers=consumers)
-        kills, accepted, tries = _storm(plan, stack, web, workers)
+        kills, accepted, tries = _storm(plan, stack, url, web, workers)
         stats = stack.wait_settled(150)
         letters = stack.dead_letters()
-        uncertain = _uncertain(url or f"sqlite:///{stack.folder}/instance/emailsvc.db")
+        uncertain = _column(url, UNCERTAIN)
         copies = _copies(log)
     held = {letter["email_id"] for letter in letters if letter["reason"] == "uncertain"}
     expected = {"received": len(accepted), "sent": len(accepted) - len(letters), "failed": len(letters)}
@@ -141,9 +146,9 @@ def run(plan: Plan, *, consumers: int = 3) -> Tally:
     )
 
 
-def _storm(plan: Plan, stack: Stack, web: Process, workers: list[Process]) -> tuple[int, set[str], int]:
+def _storm(plan: Plan, stack: Stack, url: str, web: Process, workers: list[Process]) -> tuple[int, set[str], int]:
     """Post and kill until both are done. Returns the number of kills, the ids answered 2xx, and the number of posts."""
-    storm = Storm(plan, stack)
+    storm = Storm(plan, stack, url)
     senders = [threading.Thread(target=storm.send, args=(n,)) for n in range(SENDERS)]
     for sender in senders:
         sender.start()
@@ -160,8 +165,8 @@ def _storm(plan: Plan, stack: Stack, web: Process, workers: list[Process]) -> tu
 class Storm:
     """The senders keep step with the kills, so that there is mail in hand at every one of them."""
 
-    def __init__(self, plan: Plan, stack: Stack) -> None:
-        self.plan, self.stack = plan, stack
+    def __init__(self, plan: Plan, stack: Stack, url: str) -> None:
+        self.plan, self.stack, self.url = plan, stack, url
         self.kills, self.tries = 0, 0
         self.accepted: set[str] = set()
         self.errors: list[BaseException] = []
@@ -202,21 +207,33 @@ class Storm:
     def kill(self, web: Process, workers: list[Process]) -> None:
         rng = random.Random(self.plan.seed)
         while self.kills < self.plan.kills and not self.errors:
-            time.sleep(rng.uniform(0.1, 0.9))  # the random moment
             if self.plan.term:
-                self._restart(workers)
+                self._restart(workers, rng)
             elif rng.random() < 0.25:
+                time.sleep(rng.uniform(*MOMENT))
                 web.kill9_child(rng)
             else:
-                victim = workers.pop(0)  # the oldest: one that is just starting has nothing to lose
+                victim = self._oldest(workers)
+                time.sleep(rng.uniform(*MOMENT))
                 victim.kill9()
                 workers.append(self.stack.spawn("worker"))
             self.kills += 1
 
-    def _restart(self, workers: list[Process]) -> None:
-        """As a platform does it: the new one starts beside the old one, which is told twice to stop."""
+    def _oldest(self, workers: list[Process]) -> Process:
+        """The next victim, when it has signed on: one that is just starting has nothing to lose."""
         victim = workers.pop(0)
+
+        def at_work() -> bool:
+            return any(name.endswith(f":{victim.pid}") for name in _column(self.url, "SELECT id FROM workers"))
+
+        wait_for(at_work, 60, lambda: f"a worker to sign on:\n{victim.output()[-3000:]}")
+        return victim
+
+    def _restart(self, workers: list[Process], rng: random.Random) -> None:
+        """As a platform does it: the new one starts beside the old one, which is told twice to stop."""
+        victim = self._oldest(workers)
         workers.append(self.stack.spawn("worker"))
+        time.sleep(rng.uniform(*MOMENT))
         victim.term(times=2)
         code = victim.wait(25)
         assert code == 0, f"a worker ended with {code}:\n{victim.output()[-3000:]}"
@@ -243,21 +260,15 @@ def _copies(log: Path) -> Counter[str]:
     return Counter(recipient.partition("@")[0] for line in lines for recipient in line["to"])
 
 
-def _uncertain(url: str) -> set[str]:
-    """Ids that had an uncertain outcome at some time."""
-    query = (
-        "SELECT DISTINCT email_id FROM emails JOIN attempts ON attempts.email = emails.id WHERE outcome = 'uncertain'"
-    )
+def _column(url: str, query: str) -> set[str]:
     if url.startswith("sqlite"):
-        import sqlite3
-
-        connection = sqlite3.connect(url.removeprefix("sqlite:///"))
-        try:
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
             return {row[0] for row in connection.execute(query)}
-        finally:
-            connection.close()
     with psycopg.connect(url) as postgresql:
         return {row[0] for row in postgresql.execute(query.encode())}
+
+
+UNCERTAIN = "SELECT DISTINCT email_id FROM emails JOIN attempts a ON a.email = emails.id WHERE outcome = 'uncertain'"
 
 
 def main() -> int:

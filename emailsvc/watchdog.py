@@ -1,7 +1,8 @@
-"""One thread per process that notices when a conversation's time is up.
+"""One thread per process that notices when the time for a conversation, with a mail server or a database, is up.
 
-smtplib's timeout is per read: a server that drips a byte a second never exceeds it. So the total is kept by somebody
-else, who shuts the socket. Setting a deadline costs a lock and a comparison; no thread or timer is made per mail.
+smtplib's timeout is per read, so a server that drips a byte a second never exceeds it, and libpq has none at all for an
+answer. So the total is kept by somebody else, who shuts the socket. Setting a deadline costs a lock and a comparison;
+no thread or timer is made per mail.
 """
 
 from __future__ import annotations

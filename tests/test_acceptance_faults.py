@@ -1,0 +1,171 @@
+"""Real processes under faults that take a whole deploy to see: frozen workers, suspended accounts, poison, shutdowns."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.servers import PostgreSQL, free_port, wait_for
+from tests.smtpd import HANG, Drip, Plan, Smtpd
+from tests.stack import SHORT, Stack, copies, email, smtp_url
+
+
+@pytest.fixture
+def database(postgresql: PostgreSQL) -> Iterator[str]:
+    name = postgresql.create_database()
+    yield postgresql.url(name)
+    postgresql.drop_database(name)
+
+
+@pytest.fixture
+def deploy(database: str, redis_url: str, sink: Smtpd, make_stack: Callable[..., Stack]) -> Callable[..., Stack]:
+    def make(**environ: str) -> Stack:
+        urls = {"DATABASE_URL": database, "REDIS_URL": redis_url, "SMTP_URL": smtp_url(sink)}
+        return make_stack(**urls | SHORT | environ)
+
+    return make
+
+
+def rows(url: str, query: str) -> list[Any]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(query.encode()).fetchall()
+
+
+def test_a_worker_frozen_past_its_lease_and_continued_changes_nothing(
+    deploy: Callable[..., Stack], database: str, sink: Smtpd
+) -> None:
+    """Frozen after its dot: the server has the mail, the sweep says uncertain, and the late record is not believed."""
+    sink.behaviour.mail_delay = 1.0
+    stack = deploy(WORKER_THREADS="1")
+    _, (worker,) = stack.start(workers=1)
+    ids = [f"m-{n}" for n in range(6)]
+    stack.together(1, ids, lambda email_id: stack.post(email(email_id)))
+    wait_for(lambda: len(copies(sink)) >= 2, 20, "the worker to be in the middle of its batch")
+    os.kill(worker.pid, signal.SIGSTOP)
+    sink.behaviour.mail_delay = 0
+    other = stack.spawn("worker")
+    wait_for(lambda: stack.stats()["failed"] == 1, 30, "the sweep to decide")
+    (letter,) = stack.dead_letters()
+    os.kill(worker.pid, signal.SIGCONT)
+    stats = stack.wait_settled(30)
+    wait_for(lambda: "outcome_not_ours" in worker.output() or worker.output().count(" sent ") >= 2, 20, "it to go on")
+    assert (letter["reason"], stats["failed"], stats["sent"]) == ("uncertain", 1, 5)
+    assert max(copies(sink).values()) == 1
+    assert stack.dead_letters() == [letter]
+    assert rows(database, f"SELECT status FROM emails WHERE email_id = '{letter['email_id']}'") == [("failed",)]
+    assert other.running
+
+
+def test_an_account_that_refuses_everybody_costs_at_most_twenty_dead_letters(
+    deploy: Callable[..., Stack], sink: Smtpd
+) -> None:
+    sink.behaviour.refuse = lambda _recipient: "550 5.7.1 account suspended"
+    stack = deploy()
+    stack.start(workers=2)
+    ids = [f"m-{n}" for n in range(120)]
+    stack.together(8, ids, lambda i: stack.post(email(i, user=f"{i}@domain{int(i[2:]) % 7}.example")))
+    wait_for(lambda: stack.stats()["delivery"]["state"] == "outage", 30, "the outage to be noticed")
+    wait_for(lambda: stack.stats()["sending"] == 0, 30, "every batch to be given back")
+    stats = stack.stats()
+    assert "account suspended" in stats["delivery"]["reason"]
+    assert 0 < stats["dead_letters"] <= 20
+    assert stats["pending"] + stats["failed"] == 120
+    sink.behaviour.refuse = None
+    after = stack.wait_settled(60)
+    assert after["sent"] == 120 - after["failed"]
+    assert after["dead_letters"] <= 20
+
+
+def test_a_server_that_is_away_burns_no_attempt_and_its_return_is_noticed(
+    deploy: Callable[..., Stack], sink: Smtpd
+) -> None:
+    port = free_port()
+    stack = deploy(SMTP_URL=f"smtp://127.0.0.1:{port}")
+    stack.start(workers=2)
+    ids = [f"m-{n}" for n in range(60)]
+    stack.together(4, ids, lambda email_id: stack.post(email(email_id)))
+    wait_for(lambda: stack.stats()["delivery"]["state"] == "outage", 20, "the outage to be noticed")
+    assert stack.request("POST", "/delivery/pause").json["state"] == "paused"
+    assert stack.stats()["failed_attempts"] == 0
+    with Smtpd(port=port) as server:
+        time.sleep(7)  # more than a cool-down: while it is paused nothing may come, not even a probe
+        assert server.connections == 0
+        assert stack.request("POST", "/delivery/resume").json["state"] in ("outage", "running")
+        stats = stack.wait_settled(60)
+        assert (stats["sent"], stats["failed_attempts"], stats["dead_letters"]) == (60, 0, 0)
+        assert stats["delivery"]["state"] == "running"
+        assert max(copies(server).values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("at", "outcome"), [("rcpt", "pending"), ("dot", "failed")], ids=["before the dot", "after the dot"]
+)
+def test_a_shutdown_ends_in_time_whatever_the_mail_server_does(
+    deploy: Callable[..., Stack], database: str, sink: Smtpd, at: str, outcome: str
+) -> None:
+    """Before the dot the conversation is cut and no attempt burned; after it the reply is waited for, then uncertain."""
+    sink.script("m-0@example.com", Plan(at, HANG, taken=at == "dot", forever=True))
+    times = {"SMTP_TIMEOUT_SECONDS": "60", "SMTP_REPLY_TIMEOUT_SECONDS": "60", "LEASE_SECONDS": "130"}
+    stack = deploy(WORKER_THREADS="1", **times)
+    _, (worker,) = stack.start(workers=1)
+    stack.together(1, ["m-0", "m-1", "m-2"], lambda email_id: stack.post(email(email_id)))
+    wait_for(lambda: sink.conversations == 1 and stack.stats()["sending"] >= 1, 20, "the conversation to hang")
+    wait_for(lambda: sink.seen("RCPT") >= 1, 20, "the conversation to be at its recipient")
+    began = time.monotonic()
+    worker.term(times=3)
+    code = worker.wait(25)
+    assert (code, time.monotonic() - began < 25) == (0, True)
+    left = rows(database, "SELECT status, attempts FROM emails WHERE email_id = 'm-0'")
+    assert left == [(outcome, 0 if at == "rcpt" else 1)]
+    assert rows(database, "SELECT count(*) FROM emails WHERE status = 'sending'") == [(0,)]
+    reasons = rows(database, "SELECT reason FROM dead_letters")
+    assert reasons == ([] if at == "rcpt" else [("uncertain",)])
+
+
+def test_a_restart_under_load_with_a_server_that_answers_leaves_nothing_uncertain(
+    deploy: Callable[..., Stack], sink: Smtpd
+) -> None:
+    sink.behaviour.mail_delay = 0.3
+    stack = deploy()
+    _, workers = stack.start(workers=1)
+    ids = [f"m-{n}" for n in range(80)]
+    stack.together(8, ids, lambda email_id: stack.post(email(email_id)))
+    wait_for(lambda: len(copies(sink)) >= 4, 20, "the worker to be busy")
+    worker = workers[0]
+    for _ in range(3):
+        worker.term(times=2)
+        assert worker.wait(25) == 0
+        assert stack.stats()["sending"] == 0
+        worker = stack.spawn("worker")
+        before = len(copies(sink))
+        wait_for(lambda before=before: len(copies(sink)) > before or len(copies(sink)) == 80, 30, "it to go on")  # type: ignore[misc]
+    stats = stack.wait_settled(60)
+    assert (stats["sent"], stats["failed"], stats["failed_attempts"]) == (80, 0, 0)
+    assert max(copies(sink).values()) == 1
+
+
+def test_scheduled_mail_goes_out_within_two_seconds_of_its_time(deploy: Callable[..., Stack], sink: Smtpd) -> None:
+    stack = deploy(SWEEP_SECONDS="60")
+    stack.start(workers=1)
+    due = time.time() + 4
+    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(due))
+    stack.post(email("later", send_at=moment))
+    sink.wait(lambda: bool(sink.to("later@example.com")), 20)
+    assert -1.0 <= sink.to("later@example.com")[0].at - due <= 3.0  # seconds are cut off when the moment is written
+
+
+def test_a_dripping_server_holds_up_only_its_own_thread(deploy: Callable[..., Stack], sink: Smtpd) -> None:
+    sink.script("slow@example.com", Plan("rcpt", Drip("250 2.1.5 ok but slow", 1.0), forever=True))
+    stack = deploy(WORKER_THREADS="2")
+    stack.start(workers=1)
+    stack.post(email("slow"))
+    wait_for(lambda: stack.stats()["sending"] == 1, 20, "the slow one to be in hand")
+    stack.post(email("quick"))
+    sink.wait(lambda: bool(sink.to("quick@example.com")), 10)
+    assert stack.get("/emails/slow").json["state"] in ("sending", "pending")
