@@ -107,13 +107,16 @@ def address_in(text: str, domains: frozenset[str], field: str) -> None:
         raise _invalid(field, "is not in the domains of MAIL_FROM and MAIL_FROM_DOMAINS")
 
 
+def is_ours(name: str) -> bool:
+    """A header field that the service sets, or that is not a sender's to set."""
+    return name.lower() in FORBIDDEN_HEADERS or name.lower().startswith(FORBIDDEN_PREFIXES)
+
+
 def header(name: str, value: str, idempotency_header: str | None) -> None:
     field = f"headers.{name}"
     if not _header_name(name):
         raise _invalid(field, "is not a header name: letters, digits and hyphens, without blanks or a colon")
-    lower = name.lower()
-    ours = lower in FORBIDDEN_HEADERS or lower.startswith(FORBIDDEN_PREFIXES)
-    if ours or (idempotency_header and lower == idempotency_header.lower()):
+    if is_ours(name) or (idempotency_header and name.lower() == idempotency_header.lower()):
         raise _invalid(field, "is set by this service and may not be given")
     one_line(value, field)
 

@@ -17,6 +17,7 @@ from emailsvc.extensions import service
 from emailsvc.payload import Rules, parse_email
 from emailsvc.start import start
 
+DEAD_LETTER = click.IntRange(1, 2**63 - 1)
 REASONS = ("rejected", "exhausted", "expired", "uncertain", "unreachable")
 
 
@@ -123,7 +124,7 @@ def list_(reason: str | None, resolved: bool, limit: int, cursor: str | None) ->
 
 
 @dead_letters.command(cls=Command)
-@click.argument("number", type=int)
+@click.argument("number", type=DEAD_LETTER)
 def show(number: int) -> None:
     """One dead letter with its e-mail's timeline."""
     letter = reports.dead_letter(service().engine, number)
@@ -131,7 +132,7 @@ def show(number: int) -> None:
 
 
 @dead_letters.command(cls=Command)
-@click.argument("number", type=int, required=False)
+@click.argument("number", type=DEAD_LETTER, required=False)
 @click.option("--all", "every", is_flag=True, help="every unresolved one that matches, oldest first")
 @click.option("--reason", type=click.Choice(REASONS))
 @click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True)
@@ -149,14 +150,14 @@ def replay(number: int | None, every: bool, reason: str | None, limit: int, dry_
 
 
 @dead_letters.command(cls=Command)
-@click.argument("number", type=int)
+@click.argument("number", type=DEAD_LETTER)
 def delivered(number: int) -> None:
     """It did arrive: the e-mail becomes `sent`."""
     _resolve(outbox.delivered, number)
 
 
 @dead_letters.command(cls=Command)
-@click.argument("number", type=int)
+@click.argument("number", type=DEAD_LETTER)
 def discard(number: int) -> None:
     """Never send it."""
     _resolve(outbox.discard, number)

@@ -19,7 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from emailsvc import outbox
 from emailsvc.clock import monotonic, utcnow
 from emailsvc.config import Config
-from emailsvc.log import mask
+from emailsvc.log import mask, without_addresses
 from emailsvc.mail import Attachment, Mail, Transport
 from emailsvc.outbox import Claim, Claimed, Idle, Recorded
 from emailsvc.outcome import Outcome, Result
@@ -250,7 +250,7 @@ def _log_outcome(row: Claimed, result: Result, recorded: Recorded, seconds: floa
         "retry_in": None if recorded.delay is None else round(recorded.delay, 1),
     }
     if recorded.state != "sent":
-        fields["text"] = result.text
+        fields["text"] = without_addresses(result.text)
     if not recorded.won:
         event = "outcome_not_ours"
         fields["outcome"] = result.outcome.value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from typing import Any
 
@@ -15,6 +16,11 @@ def mask(address: str | None) -> str:
     """``a…@example.com``: enough to recognise a domain's trouble, not a person."""
     local, at, domain = (address or "").rpartition("@")
     return f"{local[:1]}…@{domain}" if at else "…"
+
+
+def without_addresses(text: str) -> str:
+    """A mail server's words, which like to quote the recipient, with every address masked."""
+    return re.sub(r"[^\s<>()\[\]\"',;:]+@[^\s<>()\[\]\"',;:]+", lambda found: mask(found[0]), text)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -30,7 +36,9 @@ class TextFormatter(logging.Formatter):
         message = self._line(record.getMessage())
         line = " ".join([isoformat(utcnow()) or "", f"{record.levelname:7}", message, *pairs])
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            # Indented, so that nothing an exception quotes can look like an event of its own.
+            trace = self.formatException(record.exc_info).splitlines()
+            line += "".join(f"\n    {self._line(part)}" for part in trace)
         return line
 
     @staticmethod
@@ -41,7 +49,7 @@ class TextFormatter(logging.Formatter):
 
     @staticmethod
     def _line(text: str) -> str:
-        return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 class JsonFormatter(logging.Formatter):

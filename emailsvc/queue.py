@@ -29,6 +29,8 @@ from redis.retry import Retry
 
 from emailsvc.clock import monotonic, utcnow
 from emailsvc.config import Config
+from emailsvc.errors import ConfigurationError
+from emailsvc.parsers import REDIS_URL
 
 log = logging.getLogger("emailsvc.queue")
 
@@ -42,6 +44,8 @@ ENOUGH_WAITING = 16
 SILENT_SECONDS = 5.0
 AHEAD_SECONDS = 60.0
 SHUTDOWN_SECONDS = 24.0
+ON_FILE = {"initial_delay": 0.1, "backoff": 1.0, "max_delay": 0.1}  # Huey polls a file; by default up to 10 s apart
+ON_REDIS = {"initial_delay": 1.0, "backoff": 1.5, "max_delay": 5.0}  # Redis blocks: these are waits after an error
 QUEUE_ERRORS = (RedisError, sqlite3.Error, OSError)
 
 
@@ -100,9 +104,7 @@ class Queue(Huey):  # type: ignore[misc]
             "worker_type": "thread",
             "graceful_signal": "TERM",
             "shutdown_timeout": SHUTDOWN_SECONDS,
-            "initial_delay": 0.1,
-            "backoff": 1.0,
-            "max_delay": 0.1,
+            **(ON_FILE if isinstance(self.storage, SqliteStorage) else ON_REDIS),
         }
         consumer = GracefulConsumer(self, **options)
         consumer._signal_actions[signal.SIGINT] = (False, True)
@@ -120,14 +122,23 @@ def build(config: Config) -> Queue:
     if config.redis_url is None:
         path = str(config.instance / "queue.db")
         return Queue(config, storage_class=SqliteStorage, filename=path, fsync=False, timeout=SOCKET_SECONDS)
-    pool = ConnectionPool.from_url(
-        config.redis_url,
-        socket_timeout=SOCKET_SECONDS,
-        socket_connect_timeout=SOCKET_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=30,
-    )
+    pool = _pool(config.redis_url)
     return Queue(config, storage_class=RedisStorage, connection_pool=pool, read_timeout=POP_SECONDS)
+
+
+def _pool(url: str) -> ConnectionPool:
+    try:
+        pool = ConnectionPool.from_url(
+            url,
+            socket_timeout=SOCKET_SECONDS,
+            socket_connect_timeout=SOCKET_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+            health_check_interval=30,
+        )
+        pool.make_connection()  # connects to nothing yet, but only now are the URL's options looked at
+    except (TypeError, ValueError):
+        raise ConfigurationError(f"REDIS_URL=(not shown): expected {REDIS_URL}.") from None
+    return pool
 
 
 def redis_client(queue: Queue) -> Redis | None:

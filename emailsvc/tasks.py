@@ -103,7 +103,7 @@ class Crew:
 
 def run_sweep(config: Config, engine: Engine, locks: Locks, bell: Doorbell) -> None:
     """Repairs under one lock, retention under another; then wake-ups for what was found due, and the invariant."""
-    with locks.hold("sweep", max(30.0, config.sweep_seconds)) as held:
+    with locks.hold("sweep", max(5.0, config.sweep_seconds)) as held:
         if not held:
             return
         swept = outbox.sweep(engine, config)

@@ -1,8 +1,9 @@
-"""What the explored state machine is made of: actors that run one step at a time, a mail server that counts, a database.
+"""What the explored state machine is made of: actors that go one step at a time, a server that counts, a database.
 
-The real ``Drain`` and ``sweep`` run in threads of their own, of which never more than one is awake. Each stops before every
-transaction, before the dot and after it, and goes on when the machine says so, in the way that it says: the transaction
-may fail, or commit and lose its answer; the server may take the dot now, later, or never. Clocks are the machine's too.
+The real ``Drain`` and ``sweep`` run in threads of their own, of which never more than one is awake. Each stops before
+every transaction, before the dot and after it, and goes on when the machine says so, in the way that it says: the
+transaction may fail, or commit and lose its answer; the server may take the dot now, later, or never. Clocks are the
+machine's too.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from emailsvc import delivery, outbox
 from emailsvc.config import Config
+from emailsvc.connections import prepare_sqlite
 from emailsvc.delivery import Drain
-from emailsvc.extensions import Base, engine_options, prepare_sqlite
+from emailsvc.extensions import Base, engine_options
 from emailsvc.mail import Mail, Outcome, Result
 from emailsvc.models import Attempt, Email, Switch
 from emailsvc.sqltime import UtcDateTime, db_now
@@ -35,7 +37,7 @@ GO = object()
 """To an actor before the dot: send it."""
 
 FAULTS = ("away", "rolled back", "lost", "deadlock")
-"""Of a transaction: it never began · it failed at its commit · it is committed and nobody heard · PostgreSQL broke it."""
+"""Of a transaction: it never began · failed at its commit · is committed and nobody heard · broken as a deadlock."""
 
 
 def outbox_module(name: str) -> ModuleType:
@@ -323,7 +325,8 @@ class World:
         for table in Base.metadata.tables.values():
             moments = [column.name for column in table.columns if isinstance(column.type, UtcDateTime)]
             if moments and table.name != "counters":  # their hours are labels
-                statements.append(update(table).values({name: self._earlier(table.c[name], seconds) for name in moments}))
+                earlier = {name: self._earlier(table.c[name], seconds) for name in moments}
+                statements.append(update(table).values(earlier))
         self.change(*statements)
 
     def _earlier(self, column: Any, seconds: float) -> Any:

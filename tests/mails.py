@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from emailsvc.config import SmtpServer
+from emailsvc.parsers import SmtpServer
 from emailsvc.mail import Mail, Result, Transport
 from tests.smtpd import Smtpd
 

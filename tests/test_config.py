@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from emailsvc import config
 from emailsvc.app import create_app
-from emailsvc.config import SETTINGS, SmtpServer
+from emailsvc.config import SETTINGS
 from emailsvc.errors import ConfigurationError
+from emailsvc.parsers import SmtpServer
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -86,7 +87,7 @@ GOOD: list[tuple[str, str, Any]] = [
 BAD: list[tuple[str, str, str]] = [
     ("DATABASE_URL", "mysql://u:p@h/d", "postgres://"),
     ("DATABASE_URL", "emails.db", "sqlite:///"),
-    ("REDIS_URL", "localhost:6379", "redis:// or rediss://"),
+    ("REDIS_URL", "localhost:6379", "a URL like redis://"),
     ("SMTP_URL", "mail.example.com", "smtp://user:password@host:587"),
     ("SMTP_URL", "http://mail.example.com", "smtps://"),
     ("SMTP_URL", "smtp://", "smtp://user:password@host:587"),

@@ -50,14 +50,14 @@ def test_ids_are_compared_byte_for_byte(engine: Engine, config: Config) -> None:
 
 def test_fifty_ids_by_sixty_four_posts_at_once_make_fifty_rows(engine: Engine, config: Config) -> None:
     emails = [new_email(f"m-{n}") for n in range(50)]
-    start = threading.Barrier(16)
+    start = threading.Barrier(8)
 
     def post(worker: int) -> list[str]:
         start.wait()
-        return [outbox.accept(engine, email, config).status for _ in range(4) for email in emails]
+        return [outbox.accept(engine, email, config).status for _ in range(8) for email in emails]
 
-    with ThreadPoolExecutor(16) as pool:
-        answers = [status for statuses in pool.map(post, range(16)) for status in statuses]
+    with ThreadPoolExecutor(8) as pool:
+        answers = [status for statuses in pool.map(post, range(8)) for status in statuses]
     assert answers.count("accepted") == 50
     assert answers.count("duplicate") == 50 * 63
     stats = reports.stats(engine)

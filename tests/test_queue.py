@@ -325,8 +325,8 @@ def test_periodic_tasks_run_at_the_configured_pace(make_bench: Callable[..., Ben
     bench = make_bench(SWEEP_SECONDS="1")
     bench.queue.periodic_task(lambda _moment: True, name="sweep")(bench._run)
     bench.start()
-    bench.wait_for_runs(4)
-    pace = (bench.runs[3] - bench.runs[0]) / 3
+    bench.wait_for_runs(3)
+    pace = (bench.runs[2] - bench.runs[0]) / 2
     assert 0.7 < pace < 2.5
 
 
@@ -385,9 +385,10 @@ def test_it_goes_on_by_itself_when_redis_is_back_and_fills_no_disk_meanwhile(
     wait_for(lambda: caplog.records, 10, "a word about Redis")
     began = time.monotonic()
     wait_for(lambda: time.monotonic() > began + 1.5, 5, "the rate to show")
-    assert len(caplog.records) < 15
+    lines = len(caplog.records)
     own_redis.start()
     wait_for(lambda: own.bell.wake() or own.runs, SILENT_SECONDS + 5, "the next task to run")
+    assert lines < 15
 
 
 def test_a_queue_without_redis_has_no_redis_client(make_bench: Callable[..., Bench]) -> None:

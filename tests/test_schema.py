@@ -97,7 +97,7 @@ def test_sqlite_makes_its_own_schema(make: Callable[[str], Flask]) -> None:
 def test_processes_that_start_together_make_the_schema_of_a_sqlite_file_once(
     make: Callable[[str], Flask], tmp_path: Path
 ) -> None:
-    assert together(3, "", tmp_path, "ensure") == []
+    assert together(2, "", tmp_path, "ensure") == []
     engine = engine_of(make(""))
     assert not schema.is_older(engine)
     with engine.connect() as connection:

@@ -23,7 +23,7 @@ from emailsvc.mail.meaning import ACCOUNT, CLOSING, Refused, Stale, of_dot, of_f
 from emailsvc.mail.message import build, needs_smtputf8
 
 if TYPE_CHECKING:
-    from emailsvc.config import SmtpServer
+    from emailsvc.parsers import SmtpServer
 
 logger = logging.getLogger(__name__)
 

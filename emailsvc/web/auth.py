@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 from flask import request
 
 from emailsvc import clock, signing
-from emailsvc.config import LOOPBACK_HOSTS
 from emailsvc.errors import ServiceError
 from emailsvc.extensions import service
+from emailsvc.parsers import LOOPBACK_HOSTS
 from emailsvc.web.reading import body
 
 log = logging.getLogger("emailsvc.web")

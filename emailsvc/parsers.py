@@ -1,0 +1,160 @@
+"""Loud little parsers of environment variables: a value, or Bad with what would have been allowed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
+
+from emailsvc import addresses
+from emailsvc.signing import decode_secret
+
+REDIS_URL = "a URL beginning with redis:// or rediss://, with a port that is a number and options that redis-py knows"
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Bad(ValueError):
+    """What is allowed, as the rest of the sentence «NAME=value: expected …»."""
+
+
+@dataclass(frozen=True, slots=True)
+class SmtpServer:
+    host: str
+    port: int
+    tls: str  # "implicit", "starttls" (required) or "none"
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+
+def number(low: float, high: float = 1e9) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise Bad(f"a number from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def whole(low: int, high: int = 10**9) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,12}", text) or not low <= int(text) <= high:
+            raise Bad(f"a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def choice(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise Bad(" or ".join(allowed))
+        return text
+
+    return parse
+
+
+def flag(text: str) -> bool:
+    value = {
+        "1": True,
+        "true": True,
+        "yes": True,
+        "on": True,
+        "0": False,
+        "false": False,
+        "no": False,
+        "off": False,
+    }.get(text.lower())
+    if value is None:
+        raise Bad("1 or 0")
+    return value
+
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(re.split(r"[\s,]+", text.strip()))
+
+
+def token_list(text: str) -> tuple[str, ...]:
+    tokens = words(text)
+    if any(len(token) < 16 or not token.isascii() for token in tokens):
+        raise Bad("ASCII tokens of 16 or more characters, separated by blanks or commas")
+    return tokens
+
+
+def secret_list(text: str) -> tuple[str, ...]:
+    secrets = words(text)
+    for secret in secrets:
+        try:
+            decode_secret(secret)
+        except ValueError as exc:
+            raise Bad(
+                "secrets as `flask secret` makes them (whsec_ and base64), separated by blanks or commas"
+            ) from exc
+    return secrets
+
+
+def address(text: str) -> str:
+    if not re.fullmatch(r"[^\s@<>,;:\"()\[\]\\]+@[^\s@<>,;:\"()\[\]\\]+", text):
+        raise Bad("one e-mail address, such as billing@example.com")
+    return text
+
+
+def domains(text: str) -> tuple[str, ...]:
+    domains = tuple(word.lower().rstrip(".") for word in words(text))
+    if any("@" in domain or not domain for domain in domains):
+        raise Bad("domain names, separated by blanks or commas")
+    return domains
+
+
+def database_url(text: str) -> str:
+    scheme, _, rest = text.partition("://")
+    if scheme in ("postgres", "postgresql", "postgresql+psycopg") and _is_url(text):
+        return f"postgresql+psycopg://{rest}"
+    if scheme == "sqlite" and re.fullmatch(r"/[^?#]+", rest) and ":memory:" not in rest:
+        return text
+    raise Bad("postgres://user:password@host:port/name, postgresql://… or sqlite:///file (a path, not :memory:)")
+
+
+def redis_url(text: str) -> str:
+    if not text.startswith(("redis://", "rediss://", "unix://")) or not _is_url(text):
+        raise Bad(REDIS_URL)
+    return text
+
+
+def _is_url(text: str) -> bool:
+    try:
+        return urlsplit(text).port != 0
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        return False
+
+
+def smtp_url(text: str) -> SmtpServer:
+    expected = "a URL like smtp://user:password@host:587 or smtps://…:465 (percent-encode @ : / in the password)"
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError as exc:
+        raise Bad(expected) from exc
+    if url.scheme not in ("smtp", "smtps") or not url.hostname or url.path not in ("", "/"):
+        raise Bad(expected)
+    if url.query not in ("", "starttls=off"):
+        raise Bad(expected + "; the only option is ?starttls=off")
+    if url.scheme == "smtps":
+        tls, default_port = "implicit", 465
+    elif url.query or url.hostname in LOOPBACK_HOSTS:
+        tls, default_port = "none", 25 if url.hostname in LOOPBACK_HOSTS else 587
+    else:
+        tls, default_port = "starttls", 587
+    user = unquote(url.username) if url.username else None
+    password = unquote(url.password) if url.password else None
+    return SmtpServer(url.hostname, port or default_port, tls, user, password)
+
+
+def header_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", text) or addresses.is_ours(text):
+        raise Bad("a header name of letters, digits and hyphens that no e-mail has already")
+    return text
