@@ -34,7 +34,7 @@ def create_app(config: Config | None = None) -> Flask:
     """Build the application. Raises ConfigurationError; touches neither database nor network."""
     config = config or from_environment(INSTANCE)
     config.instance.mkdir(parents=True, exist_ok=True)
-    app = Flask("emailsvc", instance_path=str(config.instance))
+    app = Flask("emailsvc", instance_path=str(config.instance), static_folder=None)
     app.config.update(
         SQLALCHEMY_DATABASE_URI=config.database_url,
         SQLALCHEMY_ENGINE_OPTIONS=engine_options(config),

@@ -51,7 +51,7 @@ SETTINGS = (
     Setting("READY_MAX_AGE_SECONDS", parsers.number(1), "300", "/readyz fails when the oldest due mail is older"),
     Setting("LOG_FORMAT", parsers.choice("text", "json"), "text", "json writes one JSON object a line"),
     Setting("LOG_LEVEL", parsers.choice("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "least level that is logged"),
-    Setting("PORT", parsers.whole(0, 65535), "", "as the platform sets it; without it only loopback is bound, port 8000"),
+    Setting("PORT", parsers.whole(1, 65535), "", "as the platform sets it; without it only loopback is bound, port 8000"),
     Setting("WEB_CONCURRENCY", parsers.whole(1, 1000), "", "web processes, as the platform sets it"),
 )  # fmt: skip
 

@@ -22,7 +22,7 @@ log = logging.getLogger("emailsvc.locks")
 class Locks(Protocol):
     @contextmanager
     def hold(self, name: str, seconds: float) -> Iterator[bool]:
-        """True inside if the lock is ours for up to ``seconds``; False: somebody has it, or nobody can tell."""
+        """True inside if the work is ours for up to ``seconds``; False: somebody has the lock, so come again later."""
         ...
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
 from emailsvc import addresses
+from emailsvc.errors import InvalidPayload
 from emailsvc.signing import decode_secret
 
 REDIS_URL = "a URL beginning with redis:// or rediss://, with a port that is a number and options that redis-py knows"
@@ -98,8 +99,10 @@ def secret_list(text: str) -> tuple[str, ...]:
 
 
 def address(text: str) -> str:
-    if not re.fullmatch(r"[^\s@<>,;:\"()\[\]\\]+@[^\s@<>,;:\"()\[\]\\]+", text):
-        raise Bad("one e-mail address, such as billing@example.com")
+    try:
+        addresses.address(text, "MAIL_FROM")
+    except InvalidPayload as exc:
+        raise Bad("one e-mail address without a name, such as billing@example.com") from exc
     return text
 
 
@@ -141,8 +144,10 @@ def smtp_url(text: str) -> SmtpServer:
         raise Bad(expected) from exc
     if url.scheme not in ("smtp", "smtps") or not url.hostname or url.path not in ("", "/"):
         raise Bad(expected)
-    if url.query not in ("", "starttls=off"):
-        raise Bad(expected + "; the only option is ?starttls=off")
+    if port == 0 or url.fragment:
+        raise Bad(expected)
+    if url.query not in ("", "starttls=off") or (url.query and url.scheme == "smtps"):
+        raise Bad(expected + "; the only option is ?starttls=off, of smtp://")
     if url.scheme == "smtps":
         tls, default_port = "implicit", 465
     elif url.query or url.hostname in LOOPBACK_HOSTS:

@@ -42,10 +42,9 @@ ENOUGH_WAITING = 16
 """A drain that was not popped yet will see our row, because it claims after it is popped."""
 
 SILENT_SECONDS = 5.0
+AWAY_SECONDS = 1.0
 AHEAD_SECONDS = 60.0
 SHUTDOWN_SECONDS = 24.0
-ON_FILE = {"initial_delay": 0.1, "backoff": 1.0, "max_delay": 0.1}  # Huey polls a file; by default up to 10 s apart
-ON_REDIS = {"initial_delay": 1.0, "backoff": 1.5, "max_delay": 5.0}  # Redis blocks: these are waits after an error
 QUEUE_ERRORS = (RedisError, sqlite3.Error, OSError)
 
 
@@ -91,9 +90,31 @@ class Queue(Huey):  # type: ignore[misc]
     def __init__(self, config: Config, **storage: Any) -> None:
         super().__init__("emailsvc", results=False, serializer=JsonSerializer(), **storage)
         self.settings = config
+        self._told_until = 0.0
         self.started: Callable[[], None] = lambda: None
         self.stopping: Callable[[], None] = lambda: None
         self.stopped: Callable[[], None] = lambda: None
+
+    def dequeue(self) -> Any:
+        try:
+            return super().dequeue()
+        except QUEUE_ERRORS as exc:
+            self._away(exc)
+            time.sleep(AWAY_SECONDS)
+            return None
+
+    def read_schedule(self, timestamp: datetime | None = None) -> Any:
+        try:
+            return super().read_schedule(timestamp)
+        except QUEUE_ERRORS as exc:
+            self._away(exc)
+            return []
+
+    def _away(self, exc: Exception) -> None:
+        """One line every few seconds, from whichever thread is first; Huey would write a traceback for each try."""
+        if monotonic() >= self._told_until:
+            self._told_until = monotonic() + SILENT_SECONDS
+            log.warning("queue_unavailable", extra={"fields": {"error": str(exc) or type(exc).__name__}})
 
     def create_consumer(self, **options: Any) -> GracefulConsumer:
         # huey_consumer has just given its logger a handler of its own; ours on the root is enough.
@@ -104,7 +125,9 @@ class Queue(Huey):  # type: ignore[misc]
             "worker_type": "thread",
             "graceful_signal": "TERM",
             "shutdown_timeout": SHUTDOWN_SECONDS,
-            **(ON_FILE if isinstance(self.storage, SqliteStorage) else ON_REDIS),
+            "initial_delay": 0.1,  # a SQLite file is polled; by default up to 10 s apart
+            "backoff": 1.0,
+            "max_delay": 0.1,
         }
         consumer = GracefulConsumer(self, **options)
         consumer._signal_actions[signal.SIGINT] = (False, True)

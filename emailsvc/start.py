@@ -15,6 +15,7 @@ from urllib.request import urlopen
 
 import click
 from flask import current_app
+from sqlalchemy.exc import OperationalError
 
 from emailsvc import schema
 from emailsvc.config import Config
@@ -29,8 +30,11 @@ STOP_SECONDS = 28.0
 def start() -> None:
     """Run everything on this machine until Ctrl-C."""
     own = service()
-    if schema.is_older(own.engine):
-        schema.upgrade(current_app._get_current_object())  # type: ignore[attr-defined]
+    try:
+        if schema.is_older(own.engine):
+            schema.upgrade(current_app._get_current_object())  # type: ignore[attr-defined]
+    except OperationalError as exc:
+        raise click.ClickException(f"The database does not answer: {exc.orig}; check DATABASE_URL.") from exc
     own.engine.dispose()
     raise SystemExit(_run(own.config))
 

@@ -263,7 +263,7 @@ class World:
         patch.setattr(delivery, "time", SimpleNamespace(sleep=self._sleep))
         patch.setattr(secrets, "token_hex", self._token)
         patch.setattr(secrets, "randbelow", lambda below: (below - 1) * self.low_first)
-        patch.setattr(outbox_module("record"), "REFUSALS_IN_A_ROW", 3)
+        patch.setattr(outbox_module("record"), "REFUSALS_IN_A_ROW", 2)
         patch.setattr(outbox_module("record"), "REFUSED_DOMAINS", 2)
 
     def _monotonic(self) -> float:

@@ -87,7 +87,7 @@ GOOD: list[tuple[str, str, Any]] = [
 BAD: list[tuple[str, str, str]] = [
     ("DATABASE_URL", "mysql://u:p@h/d", "postgres://"),
     ("DATABASE_URL", "emails.db", "sqlite:///"),
-    ("REDIS_URL", "localhost:6379", "a URL like redis://"),
+    ("REDIS_URL", "localhost:6379", "redis:// or rediss://"),
     ("SMTP_URL", "mail.example.com", "smtp://user:password@host:587"),
     ("SMTP_URL", "http://mail.example.com", "smtps://"),
     ("SMTP_URL", "smtp://", "smtp://user:password@host:587"),
@@ -129,7 +129,7 @@ BAD: list[tuple[str, str, str]] = [
     ("READY_MAX_AGE_SECONDS", "0", "a number from 1"),
     ("LOG_FORMAT", "xml", "text or json"),
     ("LOG_LEVEL", "info", "DEBUG or INFO or WARNING or ERROR"),
-    ("PORT", "65536", "a whole number from 0 to 65535"),
+    ("PORT", "65536", "a whole number from 1 to 65535"),
     ("WEB_CONCURRENCY", "0", "a whole number from 1 to 1000"),
 ]
 

@@ -1,14 +1,21 @@
 """Alembic's environment, inside `flask db …`."""
 
+import click
 from alembic import context
 from flask import current_app
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from emailsvc import models  # noqa: F401 - fills the metadata
 
 db = current_app.extensions["migrate"].db
 
-with db.engine.connect() as connection:
+try:
+    connection = db.engine.connect()
+except OperationalError as exc:
+    raise click.ClickException(f"The database does not answer: {exc.orig}; check DATABASE_URL.") from exc
+
+with connection:
     context.configure(connection=connection, target_metadata=db.metadata, compare_type=True)
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":
