@@ -23,7 +23,8 @@ POOL_SIZE = 3
 """Connections per process, none beyond. Two web processes and one worker make 9; twice that during a deploy overlap,
 and the release phase, stay below the 20 of a small hosted PostgreSQL."""
 
-STATEMENT_TIMEOUT_MS = 10_000
+SESSION = "-c timezone=UTC -c statement_timeout=10s -c idle_in_transaction_session_timeout=30s"
+"""In UTC, because psycopg cannot read the calendar's last day in a time zone where it lies in the year 10000."""
 
 
 class Base(DeclarativeBase):
@@ -64,7 +65,7 @@ def engine_options(config: Config) -> dict[str, Any]:
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 15_000,
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c idle_in_transaction_session_timeout=30000",
+            "options": SESSION,
             "application_name": "emailsvc",
         },
     }

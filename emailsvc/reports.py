@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -142,14 +143,13 @@ def dead_letters(
 
 
 def _parse_cursor(cursor: str) -> tuple[datetime, int]:
-    moment, _, number = cursor.partition("~")
+    found = re.fullmatch(r"([0-9T:.-]{10,26}(?:Z|\+00:00))~([0-9]{1,18})", cursor)
     try:
-        created_at, row_id = datetime.fromisoformat(moment), int(number)
-    except ValueError as exc:
-        raise InvalidPayload("invalid_field", "Take `cursor` from the `next_cursor` of a page.", "cursor") from exc
-    if created_at.tzinfo is None or not 0 <= row_id < 2**63:
-        raise InvalidPayload("invalid_field", "Take `cursor` from the `next_cursor` of a page.", "cursor")
-    return created_at, row_id
+        if found:
+            return datetime.fromisoformat(found[1]), int(found[2])
+    except ValueError:
+        pass  # digits that are no date
+    raise InvalidPayload("invalid_field", "Take `cursor` from the `next_cursor` of a page.", "cursor")
 
 
 def dead_letter(engine: Engine, dead_letter_id: int) -> dict[str, Any]:

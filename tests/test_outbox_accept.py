@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -76,6 +76,12 @@ def test_send_at_makes_it_due_then_and_the_past_makes_it_due_now(engine: Engine,
     assert later.due_at is not None
     assert abs((later.due_at - soon).total_seconds()) < 0.01
     assert outbox.accept(engine, new_email("now", send_at=past.isoformat()), config).due
+
+
+def test_the_last_moment_of_the_calendar_can_be_read_back(engine: Engine, config: Config) -> None:
+    """Whatever time zone the server keeps: in one east of Greenwich it would lie in the year 10000."""
+    accept(engine, config, expires_at="9999-12-31T23:59:59Z")
+    assert row(engine).expires_at == datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 
 
 def test_attachments_are_stored_apart_and_only_once(engine: Engine, config: Config) -> None:

@@ -151,7 +151,16 @@ def test_pages_of_dead_letters_are_complete_and_never_repeat(engine: Engine, con
 
 
 @pytest.mark.parametrize(
-    "cursor", ["", "x", "2026-01-01~1", "2026-01-01T00:00:00+00:00~x", "~", "2026-01-01T00:00:00+00:00~-1"]
+    "cursor",
+    [
+        "",
+        "x",
+        "2026-01-01~1",
+        "2026-01-01T00:00:00+00:00~x",
+        "~",
+        "0001-01-01T00:00:00+14:00~1",
+        "2026-01-01T00:00:00+00:00~-1",
+    ],
 )
 def test_a_cursor_that_was_made_up_is_refused(engine: Engine, cursor: str) -> None:
     with pytest.raises(InvalidPayload):

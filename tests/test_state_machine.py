@@ -158,7 +158,7 @@ class Machine(RuleBasedStateMachine):
         self.saw(status)
         return status
 
-    @precondition(lambda self: len(self.emails) < len(IDS))
+    @precondition(lambda self: len(self.emails) < len(IDS) and self.now_and_then())
     @rule(chosen=st.lists(numbers, min_size=2, max_size=4))
     def accept_many(self, chosen: list[int]) -> None:
         self.accept_these(chosen)
@@ -549,6 +549,12 @@ def explore(world: World, *, examples: int, steps: int, **options: Any) -> None:
     )  # fmt: skip
 
 
+EXPLORED = {
+    "lost", "rolled back", "reply lost", "taken late", "crash after the dot", "swept uncertain", "swept untouched",
+    "logged outcome_not_ours", "uncertain replayed", "began in an outage", "began large", "cancelled", "duplicate",
+}  # fmt: skip
+
+
 def test_it_keeps_the_promise_in_any_order(world: World) -> None:
     if LONG:
         explore(world, examples=LONG, steps=50)
@@ -556,7 +562,27 @@ def test_it_keeps_the_promise_in_any_order(world: World) -> None:
         print("\n".join(f"{count:8} {what}" for what, count in sorted(world.seen.items())))
     else:
         explore(world, examples=60 if world.config.is_sqlite else 25, steps=40, derandomize=True)
-    assert world.seen["finished"] >= 20
+    assert world.seen["finished"] >= 20, "most examples must come to their end"
+    assert not world.config.is_sqlite or not EXPLORED - (+world.seen).keys()
+
+
+def test_a_worker_that_lost_a_row_to_another_after_a_lost_commit_gives_the_rest_back(world: World) -> None:
+    first, second = world.workers
+    outbox.accept_many(world.engine, [make_email(number) for number in range(3)], world.config)
+    world.drain(first)
+    first.settle()
+    first.resume(EARLY["451"])
+    first.resume("lost")  # it is deferred, and the worker does not know
+    world.change(update(Email).where(Email.status == "pending").values(next_attempt_at=db_in(-1)))
+    world.drain(second)
+    second.settle()
+    assert second.mail is not None
+    assert second.mail.email_id == IDS[0]
+    first.stopping.set()
+    first.settle()
+    assert first.at is None
+    states = {row.email_id: row.status for row in world.rows(EMAILS)}
+    assert states == {IDS[0]: "sending", IDS[1]: "pending", IDS[2]: "pending"}
 
 
 def goes_on_unrecorded(patch: pytest.MonkeyPatch) -> None:
@@ -605,6 +631,6 @@ def test_it_fails_when_a_rule_is_removed(
     world: World, monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
     broken(monkeypatch)
-    with pytest.raises(AssertionError) as found:
+    monkeypatch.setattr(Machine, "nobody_idle_holds_a_row", lambda machine: None)  # it does; what comes of it counts
+    with pytest.raises(AssertionError, match=r"was taken \d times|the server has|not failed"):
         explore(world, examples=600, steps=50, phases=[Phase.generate], derandomize=True)
-    print("FOUND", world.seen["finished"], str(found.value)[:1000])
