@@ -395,3 +395,19 @@ def test_nothing_is_logged_of_the_body_and_only_a_mask_of_the_recipient(
     assert "'code': 451" in logged
     for private in ("somebody.secret", "TOPSECRET", "PRIVATE"):
         assert private not in logged
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_worker_whose_clock_is_an_hour_off_breaks_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """Due times, deadlines and leases are the database's; the worker's own calendar only asks for wake-ups."""
+    monkeypatch.setattr(delivery, "utcnow", lambda: utcnow() + timedelta(hours=hours))
+    soon = (utcnow() + timedelta(minutes=30)).isoformat()
+    accept(bench.engine, bench.config, "deferred", expires_at=soon)
+    accept(bench.engine, bench.config, "later", send_at=soon)
+    bench.answer(DEFERRED).run()
+    due = row(bench.engine, "deferred").next_attempt_at - utcnow()
+    assert timedelta(seconds=3) < due < timedelta(seconds=7)
+    assert (row(bench.engine, "deferred").status, row(bench.engine, "later").status) == ("pending", "pending")
+    assert reports.violations(bench.engine, bench.config) == []

@@ -2,8 +2,8 @@
 
 In the suite a few dozen examples run, always the same. The long version draws new ones::
 
-    STATE_MACHINE_EXAMPLES=2000 pytest tests/test_state_machine.py -k "in_any_order and sqlite"
-    STATE_MACHINE_EXAMPLES=500 pytest tests/test_state_machine.py -k "in_any_order and postgresql"
+    STATE_MACHINE_EXAMPLES=2000 pytest -s tests/test_state_machine.py -k "in_any_order and sqlite"
+    STATE_MACHINE_EXAMPLES=500 pytest -s tests/test_state_machine.py -k "in_any_order and postgresql"
 """
 
 from __future__ import annotations
@@ -78,10 +78,9 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self, world: World) -> None:
         super().__init__()
-        self.world, self.server = world, None
         world.reset()
         world.begins = self.begins
-        self.server = world.server
+        self.world, self.server = world, world.server
         self.emails: dict[str, Any] = {}  # the rows after the last step, by email_id
         self.fingerprints: dict[str, str] = {}
         self.tally: Counter[str] = Counter()  # what /stats must say
