@@ -12,6 +12,7 @@ from emailsvc.errors import InvalidPayload
 
 LONGEST_ADDRESS = 254  # octets, RFC 5321 §4.5.3.1.3 less the angle brackets
 LONGEST_LOCAL_PART = 64  # octets, RFC 5321 §4.5.3.1.1
+LONGEST_WORD = 900  # what cannot be folded must still leave the line below 998 octets
 
 # No control characters (C0, DEL, C1) and no Unicode line ends: nothing that a header field could break at.
 PRINTABLE = r"[^\u0000-\u001f\u007f-\u009f\u2028\u2029]"
@@ -46,6 +47,8 @@ _ascii_domain = re.compile(DOMAIN).fullmatch
 _unicode_local = re.compile(rf"[{_ATEXT}\u00a1-\U0010ffff]+(?:\.[{_ATEXT}\u00a1-\U0010ffff]+)*").fullmatch
 _header_name = re.compile(HEADER_NAME).fullmatch
 _content_type = re.compile(CONTENT_TYPE).fullmatch
+# Fields whose readers are programs that do not decode RFC 2047.
+_for_programs = re.compile(r"list-|references$|in-reply-to$", re.I).match
 
 
 def one_line(text: str, field: str) -> None:
@@ -76,7 +79,7 @@ def _explain_address(text: str, field: str) -> None:
         raise _invalid(field, "needs a local part, an @ and a domain, such as ada@example.com")
     if not _unicode_local(local) or any(ch.isspace() for ch in local):
         raise _invalid(field, "has a local part that is not a plain name such as ada or ada.lovelace+news")
-    wire_domain = _to_ascii(domain)
+    wire_domain = to_ascii(domain)
     if wire_domain is None:
         raise _invalid(field, "has a domain that is not a host name, or that IDNA does not keep as it is")
     octets = len(local.encode())
@@ -86,7 +89,7 @@ def _explain_address(text: str, field: str) -> None:
         )
 
 
-def _to_ascii(domain: str) -> str | None:
+def to_ascii(domain: str) -> str | None:
     """The domain's A-labels. None where IDNA 2003 leads to another name (ß becomes ss, full-width dots, joiners)."""
     if domain.isascii():
         return domain if _ascii_domain(domain) else None
@@ -103,7 +106,7 @@ def address_in(text: str, domains: frozenset[str], field: str) -> None:
     """Also that its domain is one of ``domains`` (lower case); a domain may be written in Unicode or as A-labels."""
     address(text, field)
     domain = text.rpartition("@")[2].lower()
-    if domain not in domains and _to_ascii(domain) not in {_to_ascii(one) for one in domains}:
+    if domain not in domains and to_ascii(domain) not in {to_ascii(one) for one in domains}:
         raise _invalid(field, "is not in the domains of MAIL_FROM and MAIL_FROM_DOMAINS")
 
 
@@ -119,6 +122,13 @@ def header(name: str, value: str, idempotency_header: str | None) -> None:
     if is_ours(name) or (idempotency_header and name.lower() == idempotency_header.lower()):
         raise _invalid(field, "is set by this service and may not be given")
     one_line(value, field)
+    if has_too_long_a_word(name, value):
+        raise _invalid(field, f"has a word of more than {LONGEST_WORD} characters, too long for a line")
+
+
+def has_too_long_a_word(name: str, value: str) -> bool:
+    """Other fields are encoded when they cannot be folded; these would not be understood."""
+    return bool(_for_programs(name)) and max(map(len, value.split(" "))) > LONGEST_WORD
 
 
 def filename(text: str, field: str) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from flask import Flask
 from sqlalchemy import Engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from emailsvc import cli, log, outbox, queue, schema, tasks, web
 from emailsvc.config import Config, from_environment
 from emailsvc.connections import HeldConnections, ping_what_rested, prepare_sqlite
-from emailsvc.errors import ConfigurationError
+from emailsvc.errors import ConfigurationError, brief
 from emailsvc.extensions import db, engine_options, migrate
 from emailsvc.locks import LocalLocks, RedisLocks
 from emailsvc.mail import Transport
@@ -117,5 +117,7 @@ def _prepared(app: Flask) -> bool:
             outbox.pause(service.engine, "DELIVERY_PAUSED=1")
         return True
     except OperationalError as exc:
-        logger.error("database_away", extra={"fields": {"error": str(exc.orig).strip(), "hint": "check DATABASE_URL"}})
+        logger.error("database_away", extra={"fields": {"error": brief(exc), "hint": "check DATABASE_URL"}})
         return False
+    except DatabaseError as exc:
+        raise ConfigurationError(f"DATABASE_URL: the database cannot be used: {brief(exc)}") from exc

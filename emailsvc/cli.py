@@ -12,7 +12,7 @@ from flask import Flask
 from sqlalchemy.exc import SQLAlchemyError
 
 from emailsvc import diagnosis, outbox, reports, signing
-from emailsvc.errors import ServiceError
+from emailsvc.errors import ServiceError, brief
 from emailsvc.extensions import service
 from emailsvc.payload import Rules, parse_email
 from emailsvc.start import start
@@ -30,8 +30,8 @@ class Command(click.Command):
         except ServiceError as exc:
             raise click.ClickException(exc.detail) from exc
         except SQLAlchemyError as exc:
-            words = str(getattr(exc, "orig", None) or exc).strip().splitlines()[0]
-            raise click.ClickException(f"The database does not answer or is not set up: {words}") from exc
+            hint = "run `flask db upgrade` if it is new, else check DATABASE_URL"
+            raise click.ClickException(f"The database does not answer or is not set up: {brief(exc)}; {hint}") from exc
 
 
 def register(app: Flask) -> None:
@@ -94,7 +94,10 @@ def send_test(address: str) -> None:
 @click.command(cls=Command)
 @click.argument("address")
 def erase(address: str) -> None:
-    """Forget ADDRESS: cancel what waits, scrub what was sent, mark what is being sent. The ids stay."""
+    """Forget ADDRESS (in capitals or not): cancel what waits, scrub what was sent, mark what is being sent.
+
+    The ids stay.
+    """
     count = outbox.erase(service().engine, address)
     click.echo(f"{count} e-mail{'' if count == 1 else 's'} erased")
 
@@ -141,6 +144,8 @@ def replay(number: int | None, every: bool, reason: str | None, limit: int, dry_
     """Send one again, or with --all those that match."""
     if (number is None) != every:
         raise click.UsageError("Give either a dead letter's number or --all.")
+    if number is not None and (reason or dry_run):
+        raise click.UsageError("--reason and --dry-run go with --all; with a number, look at it with `show`.")
     if number is not None:
         _resolve(outbox.replay, number)
     else:

@@ -46,11 +46,11 @@ SETTINGS = (
     Setting("WEBHOOK_SECRETS", parsers.secret_list, "", "Standard Webhooks secrets; several, so that they can be rotated"),
     Setting("API_TOKENS", parsers.token_list, "", "bearer tokens; several, so that they can be rotated"),
     Setting("MAX_REQUEST_BYTES", parsers.whole(1024), "10485760", "largest request; 413 above"),
-    Setting("BODY_RETENTION_SECONDS", parsers.number(0), "604800", "content is scrubbed this long after the mail was sent, cancelled or discarded"),
-    Setting("EMAIL_RETENTION_DAYS", parsers.number(0), "400", "the row itself (id, fingerprint, times) is purged this long after it is final; de-duplication ends with it"),
+    Setting("BODY_RETENTION_SECONDS", parsers.number(0, 3e9), "604800", "content is scrubbed this long after the mail was sent, cancelled or discarded"),
+    Setting("EMAIL_RETENTION_DAYS", parsers.number(0, 36500), "400", "the row itself (id, fingerprint, times) is purged this long after it is final; de-duplication ends with it"),
     Setting("READY_MAX_AGE_SECONDS", parsers.number(1), "300", "/readyz fails when the oldest due mail is older"),
     Setting("LOG_FORMAT", parsers.choice("text", "json"), "text", "json writes one JSON object a line"),
-    Setting("LOG_LEVEL", parsers.choice("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "least level that is logged"),
+    Setting("LOG_LEVEL", parsers.log_level, "INFO", "least level that is logged"),
     Setting("PORT", parsers.whole(1, 65535), "", "as the platform sets it; without it only loopback is bound, port 8000"),
     Setting("WEB_CONCURRENCY", parsers.whole(1, 1000), "", "web processes, as the platform sets it"),
 )  # fmt: skip
@@ -137,6 +137,10 @@ def _check_together(config: Config, *, on_dyno: bool) -> None:
     if on_dyno and config.smtp_url is None:
         raise ConfigurationError(
             "SMTP_URL is not set: on a dyno mails written to files are thrown away at each restart."
+        )
+    if on_dyno and config.redis_url is None:
+        raise ConfigurationError(
+            "REDIS_URL is not set: on a dyno web and worker share no disk, so wake-ups would be lost."
         )
 
 

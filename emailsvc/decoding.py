@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,6 +17,12 @@ T = TypeVar("T")
 _FIELD_NAMED = re.compile(r"Object (missing required|contains unknown) field `(.*)`", re.DOTALL)
 _WITH_PATH = re.compile(r"(.*) - at (`key` in )?`\$(.*)`", re.DOTALL)
 _LONGEST_SHOWN = 200
+_surrogate = re.compile("[\ud800-\udfff]").search
+
+MOST_LENIENT_BYTES = 1024 * 1024
+one_at_a_time = threading.RLock()
+"""Held while a leniently read document lives: Python's objects take many times the memory of the bytes they are read
+from, and saying which field is at fault must not cost more than one such document at a time."""
 
 
 def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
@@ -64,11 +72,12 @@ def _split(message: str) -> tuple[str, str]:
 def _member_at_fault(raw: bytes, path: str) -> str:
     """msgspec writes ``headers[...]`` for a bad value in a mapping; find whose value it is."""
     try:
-        members = json.loads(raw)[path]
-        name = next(name for name, value in members.items() if not _fits_header(name, value))
+        with one_at_a_time:
+            members = read_leniently(raw)[path]
+            name = next(name for name, value in members.items() if not _fits_header(name, value))
     except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
         return path
-    return _join(path, name[:_LONGEST_SHOWN])
+    return path if _surrogate(name) else _join(path, name[:_LONGEST_SHOWN])
 
 
 def _fits_header(name: str, value: Any) -> bool:
@@ -76,31 +85,38 @@ def _fits_header(name: str, value: Any) -> bool:
 
 
 def _unreadable_field(raw: bytes) -> str | None:
-    """The first field with a lone surrogate, a byte that is not UTF-8, or NaN; None when it is no JSON at all."""
+    """The first field with a lone surrogate, a byte that is not UTF-8, or NaN; None when it is no JSON, or too long."""
     try:
-        return _path_of_surrogate(read_leniently(raw))
+        with one_at_a_time:
+            return path_of_surrogate(read_leniently(raw))
     except (ValueError, RecursionError):
         return None
 
 
 def read_leniently(raw: bytes) -> Any:
-    """Python's own parser lets through what JSON cannot carry; here each such thing becomes a lone surrogate."""
+    """Python's own parser lets through what JSON cannot carry; here each such thing becomes a lone surrogate.
+
+    Raises ValueError or RecursionError, and so for more than MOST_LENIENT_BYTES. Hold ``one_at_a_time`` round its use.
+    """
+    if len(raw) > MOST_LENIENT_BYTES:
+        raise ValueError("too long to be read leniently")
     return json.loads(raw.decode("utf-8", "surrogateescape"), parse_constant=lambda _: "\ud800")
 
 
-def _path_of_surrogate(value: Any, path: str = "") -> str | None:
+def path_of_surrogate(value: Any, path: str = "") -> str | None:
+    members: Iterable[tuple[str, Any]]
     if isinstance(value, str):
-        return path or None if re.search("[\ud800-\udfff]", value) else None
+        return path or None if _surrogate(value) else None
     if isinstance(value, dict):
-        members = [(_join(path, name), member) for name, member in value.items()]
+        members = ((_join(path, name), member) for name, member in value.items())
     elif isinstance(value, list):
-        members = [(f"{path}[{index}]", member) for index, member in enumerate(value)]
+        members = ((f"{path}[{index}]", member) for index, member in enumerate(value))
     else:
         return None
     for where, member in members:
-        if re.search("[\ud800-\udfff]", where):
+        if _surrogate(where):
             return path or None
-        found = _path_of_surrogate(member, where)
+        found = path_of_surrogate(member, where)
         if found:
             return found
     return None

@@ -19,6 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from emailsvc import outbox
 from emailsvc.clock import monotonic, utcnow
 from emailsvc.config import Config
+from emailsvc.errors import brief
 from emailsvc.log import mask, without_addresses
 from emailsvc.mail import Attachment, Mail, Transport
 from emailsvc.outbox import Claim, Claimed, Idle, Recorded
@@ -37,15 +38,13 @@ SLOW_SECONDS = 5.0
 BYTES_PER_SECOND = 64 * 1024
 """What a mail server is expected to take at least; a large mail gets that much more time."""
 
-FRESH_SECONDS = 0.05
-"""How old the last look at the switch may be when a conversation starts; a pause that is older is seen."""
-
 LOW_FIRST_EVERY = 10
 LONGEST_RETRY_SECONDS = 5.0
-DATABASE_AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)
+Errors = tuple[type[Exception], ...]
+DATABASE_AWAY: Errors = (OperationalError, InterfaceError, InternalError, PoolTimeout)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Drain:
     """One thread's way through what is due. ``wake`` and ``schedule`` ask for further drains, now or at a time."""
 
@@ -55,27 +54,36 @@ class Drain:
     stopping: threading.Event
     wake: Callable[[], None]
     schedule: Callable[[datetime], None]
+    _batch: _Batch | None = None
 
     def run(self) -> None:
         """Work until nothing is due, the time is up, or the process stops. Raises the database's errors."""
         until = monotonic() + WORK_SECONDS
         turn = secrets.randbelow(LOW_FIRST_EVERY)
-        while not self.stopping.is_set():
-            if monotonic() > until:
-                self.wake()
-                return
+        while not self.stopping.is_set() and monotonic() < until:
             turn += 1
             asked = monotonic()
             claim = self._claim(low_first=turn % LOW_FIRST_EVERY == 0)
             if isinstance(claim, Claim):
                 if claim.full:
                     self.wake()
-                _Batch(self, claim, asked).work()
+                self._batch = _Batch(self, claim, asked)
+                self._batch.work()
             elif not self._worth_waiting(claim):
                 return
+        self.wake()  # there may be more: for a successor, or for another worker when this one stops
+
+    def hand_back(self) -> None:
+        """Called by another thread once nothing can start any more: release what the batch in hand has not begun.
+
+        Only to be quick about it, while a reply is waited for; the drain's own thread does it, too.
+        """
+        rows = list(self._batch.rows) if self._batch else []
+        if self._batch and rows:
+            outbox.release(self.engine, self._batch.claim.token, [row.id for row in rows])
 
     def _worth_waiting(self, idle: Idle) -> bool:
-        if idle.reason == "rate" and idle.wait is not None:
+        if idle.reason == "rate" and idle.wait is not None and idle.wait <= 1:
             self.stopping.wait(idle.wait)
             return True
         if idle.wait is not None:
@@ -91,14 +99,14 @@ class Drain:
             self.persist(lambda: outbox.release(self.engine, token), "release")
             raise
 
-    def persist(self, write: Callable[[], T], what: str) -> T:
+    def persist(self, write: Callable[[], T], what: str, errors: Errors = DATABASE_AWAY) -> T:
         """Repeat until the database takes it. Whoever cannot record an outcome starts nothing more."""
         delay = 0.1
         while True:
             try:
                 return write()
-            except DATABASE_AWAY as exc:
-                log.warning("database_away", extra={"fields": {"doing": what, "retry_in": delay, "error": _brief(exc)}})
+            except errors as exc:
+                log.warning("database_away", extra={"fields": {"doing": what, "retry_in": delay, "error": brief(exc)}})
             time.sleep(delay)
             delay = min(delay * 2, LONGEST_RETRY_SECONDS)
 
@@ -115,12 +123,12 @@ class _Batch:
         self.earliest: float | None = None
 
     def work(self) -> None:
-        while self.rows:
-            if not self._wait_for_slot() or not self._may_start() or not self._has_time(self.rows[0]):
-                self._release()
-                break
-            if not self._one(self.rows.popleft()):
-                break
+        try:
+            while self.rows and self._wait_for_slot() and self._may_start() and self._has_time(self.rows[0]):
+                if not self._one(self.rows.popleft()):
+                    break
+        finally:
+            self._release()
         if self.earliest is not None:
             self.drain.schedule(utcnow() + timedelta(seconds=self.earliest - monotonic()))
 
@@ -131,23 +139,27 @@ class _Batch:
         return not self.drain.stopping.is_set()
 
     def _may_start(self) -> bool:
-        if self.claim.probe or monotonic() - self.gate_seen < FRESH_SECONDS:
+        if monotonic() - self.gate_seen < outbox.FRESH_SECONDS:
             return True
         seen = monotonic()
-        if not self.drain.persist(lambda: outbox.may_start(self.drain.engine), "look at the switch"):
+        look = lambda: outbox.may_start(self.drain.engine, probe=self.claim.probe)  # noqa: E731
+        if not self.drain.persist(look, "look at the switch"):
             return False
         self.gate_seen = seen
         return True
 
     def _has_time(self, row: Claimed) -> bool:
-        """Does the lease cover this conversation? A mail too large for any lease gets its own; the rest goes back."""
+        """Does the lease cover this conversation? If not, the first mail of a claim gets a lease of its own: it is too
+        large for any, or the claim itself took too long. A later one goes back, with those behind it.
+        """
         needed = self._timeout(row) + self.config.smtp_reply_timeout_seconds
         if monotonic() + needed <= self.lease_until:
             return True
-        if needed <= self.config.lease_seconds:
+        if needed <= self.config.lease_seconds and len(self.rows) < len(self.claim.rows):
             return False
-        self._release([other.id for other in self.rows if other.id != row.id])
-        self.rows = deque([row])
+        self.rows.popleft()
+        self._release()
+        self.rows.append(row)
         asked, seconds = monotonic(), needed + self.config.lease_seconds
         renew = lambda: outbox.renew(self.drain.engine, self.claim.token, row.id, seconds)  # noqa: E731
         if not self.drain.persist(renew, "renew"):
@@ -158,33 +170,38 @@ class _Batch:
     def _timeout(self, row: Claimed) -> float:
         return self.config.smtp_timeout_seconds + float(row.size) / BYTES_PER_SECOND
 
-    def _release(self, ids: Sequence[int] | None = None) -> None:
-        release = lambda: outbox.release(self.drain.engine, self.claim.token, ids)  # noqa: E731
-        if self.rows and ids != []:
-            self.drain.persist(release, "release")
+    def _release(self) -> None:
+        """Give back what was not begun; what the sweep took meanwhile is no longer ours and stays as it is."""
+        ids = [row.id for row in self.rows]
+        self.rows.clear()
+        if ids:
+            self.drain.persist(lambda: outbox.release(self.drain.engine, self.claim.token, ids), "release")
+            self.drain.wake()
 
     def _one(self, row: Claimed) -> bool:
         """One conversation and its record; True when the next may start."""
         began = monotonic()
         # The database's clock, never behind: it was read after we asked.
         if row.expires_at is not None and self.claim.now + timedelta(seconds=began - self.asked) >= row.expires_at:
-            expire = lambda: outbox.expire(self.drain.engine, row, self.claim.token)  # noqa: E731
+            expire = lambda: outbox.expire(self.drain.engine, row, self.claim.token, self.config)  # noqa: E731
             return self._after(row, Result(Outcome.CUT, "expired"), self.drain.persist(expire, "expire"), began)
         result = self._converse(row, began)
         return self._after(row, result, self._record(row, result, monotonic() - began), began)
 
     def _converse(self, row: Claimed, began: float) -> Result:
         timeout = self._timeout(row)
+        # Stopped between the look at the lease and here, this process may have slept for any time.
+        dot_until = min(began + timeout, self.lease_until - self.config.smtp_reply_timeout_seconds)
         try:
             mail = self._mail(row)
-        except (KeyError, TypeError, ValueError) as exc:
+        except Exception as exc:  # noqa: BLE001 - any exception before the dot is this mail's own
             return Result(Outcome.REJECTED, f"cannot be built: {type(exc).__name__}: {exc}")
         try:
             return self.drain.transport.send(
                 mail,
                 timeout=timeout,
                 reply_timeout=self.config.smtp_reply_timeout_seconds,
-                before_dot=lambda: monotonic() < began + timeout,
+                before_dot=lambda: monotonic() < dot_until,
             )
         except Exception as exc:
             log.exception("transport_raised", extra={"fields": {"email_id": row.email_id}})
@@ -211,31 +228,30 @@ class _Batch:
 
     def _record(self, row: Claimed, result: Result, seconds: float) -> Recorded:
         def write(words: Result) -> Recorded:
+            self.gate_seen = monotonic()  # what it tells of the switch is at least as new
             return outbox.record(
                 self.drain.engine, row, self.claim.token, words, self.config, probe=self.claim.probe, seconds=seconds
             )
 
         try:
             return self.drain.persist(lambda: write(result), "record")
-        except SQLAlchemyError:
-            # Not away, but refusing these values; the outcome matters more than the server's words.
-            log.exception("record_refused", extra={"fields": {"email_id": row.email_id, "outcome": result.outcome}})
+        except SQLAlchemyError as exc:
+            # Not away, but refusing these values; the outcome matters more than the server's words. Of the error only
+            # its kind is logged: PostgreSQL's own words quote the whole row.
+            fields = {"email_id": row.email_id, "outcome": result.outcome, "error": type(exc).__name__}
+            log.error("record_refused", extra={"fields": fields})
             bland = Result(result.outcome, "(the server's words could not be stored)", result.code)
-            return self.drain.persist(lambda: write(bland), "record")
+            return self.drain.persist(lambda: write(bland), "record", (SQLAlchemyError,))
 
     def _after(self, row: Claimed, result: Result, recorded: Recorded, began: float) -> bool:
         seconds = monotonic() - began
-        self.gate_seen = monotonic()
         _log_outcome(row, result, recorded, seconds)
         if not recorded.won:
-            return False  # the sweep took the whole claim; nothing of it is ours any more
+            return False  # somebody else has decided about this row
         if recorded.delay is not None:
             due = monotonic() + recorded.delay
             self.earliest = due if self.earliest is None else min(self.earliest, due)
-        if not recorded.go_on or seconds > SLOW_SECONDS or self.drain.stopping.is_set():
-            self._release()
-            return False
-        return True
+        return recorded.go_on and seconds <= SLOW_SECONDS and not self.drain.stopping.is_set()
 
 
 def _log_outcome(row: Claimed, result: Result, recorded: Recorded, seconds: float) -> None:
@@ -258,7 +274,3 @@ def _log_outcome(row: Claimed, result: Result, recorded: Recorded, seconds: floa
         event = "released"
     level = logging.INFO if event in ("sent", "released") else logging.WARNING
     log.log(level, event, extra={"fields": fields})
-
-
-def _brief(exc: BaseException) -> str:
-    return str(getattr(exc, "orig", None) or exc).strip().splitlines()[0][:200]

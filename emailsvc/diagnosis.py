@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from emailsvc import reports, schema
 from emailsvc.config import Config
+from emailsvc.errors import brief
 from emailsvc.extensions import Service
 from emailsvc.mail import smtp
 
@@ -56,8 +57,7 @@ def _database(own: Service) -> Iterator[Finding]:
         violations = reports.violations(own.engine, own.config)
         state = reports.delivery_state(own.engine)
     except SQLAlchemyError as exc:
-        words = str(getattr(exc, "orig", None) or exc).strip().splitlines()[0]
-        yield Finding("wrong", "database", f"does not answer: {words}; check DATABASE_URL")
+        yield Finding("wrong", "database", f"does not answer: {brief(exc)}; check DATABASE_URL")
         return
     for violation in violations:
         yield Finding("wrong", "invariant", violation)

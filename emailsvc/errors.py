@@ -35,3 +35,9 @@ class Conflict(ServiceError):
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(409, code, detail)
+
+
+def brief(exc: BaseException) -> str:
+    """A database error's own words in one line, without the statement and its parameters, which are the mail."""
+    lines = str(getattr(exc, "orig", None) or exc).strip().splitlines()
+    return lines[0][:200] if lines else type(exc).__name__

@@ -51,7 +51,7 @@ def service() -> Service:
 
 
 def engine_options(config: Config) -> dict[str, Any]:
-    options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": 5}
+    options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": 10}
     options["hide_parameters"] = True  # an error that quoted them would carry the mail into the log
     if config.is_sqlite:
         return {**options, "connect_args": {"timeout": SQLITE_BUSY_SECONDS}}

@@ -17,6 +17,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     CheckConstraint,
+    ColumnElement,
     ForeignKey,
     Index,
     Integer,
@@ -25,6 +26,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    literal_column,
     text,
 )
 from sqlalchemy.orm import Mapped, mapped_column
@@ -40,6 +42,11 @@ class Status(enum.StrEnum):
     SENT = "sent"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+
+def has_status(status: Status) -> ColumnElement[bool]:
+    """With the status as a literal: only then is the partial index of that status used."""
+    return Email.status == literal_column(f"'{status.value}'")
 
 
 class Reason(enum.StrEnum):

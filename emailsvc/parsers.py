@@ -35,7 +35,7 @@ def number(low: float, high: float = 1e9) -> Callable[[str], float]:
         except ValueError:
             value = float("nan")
         if not low <= value <= high:
-            raise Bad(f"a number from {low:g} to {high:g}")
+            raise Bad(f"a number from {low:.10g} to {high:.10g}")
         return value
 
     return parse
@@ -59,6 +59,10 @@ def choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def log_level(text: str) -> str:
+    return choice("DEBUG", "INFO", "WARNING", "ERROR")(text.upper())
+
+
 def flag(text: str) -> bool:
     value = {
         "1": True,
@@ -76,7 +80,7 @@ def flag(text: str) -> bool:
 
 
 def words(text: str) -> tuple[str, ...]:
-    return tuple(re.split(r"[\s,]+", text.strip()))
+    return tuple(word for word in re.split(r"[\s,]+", text) if word)
 
 
 def token_list(text: str) -> tuple[str, ...]:
@@ -108,7 +112,7 @@ def address(text: str) -> str:
 
 def domains(text: str) -> tuple[str, ...]:
     domains = tuple(word.lower().rstrip(".") for word in words(text))
-    if any("@" in domain or not domain for domain in domains):
+    if any("@" in domain or addresses.to_ascii(domain) is None for domain in domains):
         raise Bad("domain names, separated by blanks or commas")
     return domains
 

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from emailsvc import addresses
-from emailsvc.decoding import decode, read_leniently
+from emailsvc.decoding import decode, one_at_a_time, path_of_surrogate, read_leniently
 from emailsvc.errors import InvalidPayload
 
 MOST_IN_BATCH = 1000
@@ -158,12 +158,33 @@ def _items(raw: bytes) -> list[bytes]:
     try:
         return [bytes(item) for item in decode(_envelopes, raw).emails]
     except InvalidPayload as exc:
-        if exc.field is None or not exc.field.startswith("emails["):
+        if exc.code != "invalid_field" or exc.field is None or not exc.field.startswith("emails["):
             raise
-    # A title cut in the middle of an emoji must not hold up the other e-mails: take the text apart leniently.
-    document = read_leniently(raw)
-    decode(_envelopes, json.dumps(document | {"emails": [None] * len(document["emails"])}).encode())
-    return [json.dumps(item).encode() for item in document["emails"]]
+        # A title cut in the middle of an emoji must not hold up the other e-mails: take the text apart leniently.
+        with one_at_a_time:
+            items = _items_leniently(raw)
+        if items is None:
+            raise
+        return items
+
+
+def _items_leniently(raw: bytes) -> list[bytes] | None:
+    """None where the document, or what Python's parser makes of it, cannot be taken apart into e-mails."""
+    try:
+        document = read_leniently(raw)
+        if not isinstance(document, dict) or not isinstance(document.get("emails"), list):
+            return None
+        decode(_envelopes, json.dumps(document | {"emails": [None] * len(document["emails"])}).encode())
+        return [json.dumps(_without_state(item)).encode() for item in document["emails"]]
+    except (ValueError, RecursionError):
+        return None
+
+
+def _without_state(item: Any) -> Any:
+    """Any value may stand there, also one that Python reads and does not write as JSON (1e999)."""
+    if not isinstance(item, dict) or path_of_surrogate(item.get("state"), "state"):
+        return item
+    return {name: value for name, value in item.items() if name != "state"}
 
 
 def _parse_item(raw: bytes, rules: Rules) -> NewEmail | InvalidPayload:

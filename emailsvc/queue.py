@@ -193,7 +193,7 @@ class Doorbell:
         if ahead <= 0:
             self.wake()
         elif ahead <= AHEAD_SECONDS and self._is_first(second):
-            self._bounded(lambda: self._add(second))
+            self._bounded(lambda: self._add(second), lambda: self._scheduled.discard(second))
 
     def _is_first(self, second: int) -> bool:
         with self._guard:
@@ -210,12 +210,14 @@ class Doorbell:
         task.eta = datetime.fromtimestamp(second, UTC).replace(tzinfo=None)
         self._queue.add_schedule(task)
 
-    def _bounded(self, act: Callable[[], None]) -> None:
+    def _bounded(self, act: Callable[[], None], undo: Callable[[], None] = lambda: None) -> None:
         if monotonic() < self._silent_until:
+            undo()
             return
         try:
             act()
         except QUEUE_ERRORS as exc:
+            undo()
             self._silent_until = monotonic() + SILENT_SECONDS
             fields = {"error": str(exc) or type(exc).__name__, "silent_for": SILENT_SECONDS}
             log.warning("queue_unavailable", extra={"fields": fields})

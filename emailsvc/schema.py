@@ -31,7 +31,7 @@ def is_older(engine: Engine) -> bool:
 
     Raises the database's errors.
     """
-    with engine.connect() as connection:
+    with engine.connect().execution_options(read_only=True) as connection:
         current = MigrationContext.configure(connection).get_current_revision()
     known = _known()
     return current is None or (current in known and current != known[0])

@@ -18,7 +18,7 @@ LEAST_BYTES = 16  # the scheme asks for 24 to 64; older secrets of other service
 NEW_SECRET_BYTES = 32
 MOST_SIGNATURES = 32  # a header of many candidates must not buy much work
 
-ID_HEADER, TIMESTAMP_HEADER, SIGNATURE_HEADER = "webhook-id", "webhook-timestamp", "webhook-signature"
+HEADERS = ID_HEADER, TIMESTAMP_HEADER, SIGNATURE_HEADER = "webhook-id", "webhook-timestamp", "webhook-signature"
 
 
 def make_secret() -> str:
@@ -43,13 +43,14 @@ def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
     return "v1," + base64.b64encode(digest).decode()
 
 
-def verify(secrets: Iterable[str], header: Callable[[str], str | None], body: bytes, now: float) -> None:
+def verify(secrets: Iterable[str], header: Callable[[str], str | None], body: Callable[[], bytes], now: float) -> None:
     """Accept if a signature fits a secret and the time is within five minutes of ``now`` (seconds since 1970).
 
-    ``header`` finds a header by its name; values are as WSGI gives them (bytes read as Latin-1).
-    Raises ServiceError(401) and nothing else, whatever the headers hold.
+    ``header`` finds a header by its name; values are as WSGI gives them (bytes read as Latin-1). ``body`` is called
+    once the headers are in order, so that a stranger's ten megabytes are not read for nothing.
+    Raises ServiceError(401) and nothing else, whatever the headers hold, beside what ``body`` raises.
     """
-    message_id, timestamp, signatures = (header(name) or "" for name in (ID_HEADER, TIMESTAMP_HEADER, SIGNATURE_HEADER))
+    message_id, timestamp, signatures = (header(name) or "" for name in HEADERS)
     if not (message_id and timestamp and signatures):
         raise ServiceError(
             401, "unsigned", f"The request needs {ID_HEADER}, {TIMESTAMP_HEADER} and {SIGNATURE_HEADER}."
@@ -60,8 +61,11 @@ def verify(secrets: Iterable[str], header: Callable[[str], str | None], body: by
     except UnicodeEncodeError:
         raise _bad_signature() from None
     candidates = _decode_signatures(signatures)
+    if not candidates:
+        raise _bad_signature()
+    content = body()
     # Every pair is compared, so that the time taken does not tell which secret or signature came close.
-    expected = [_digest(decode_secret(secret), *signed, body) for secret in secrets]
+    expected = [_digest(decode_secret(secret), *signed, content) for secret in secrets]
     if not sum(hmac.compare_digest(one, other) for one in expected for other in candidates):
         raise _bad_signature()
 
@@ -92,7 +96,7 @@ def _decode_signatures(text: str) -> list[bytes]:
             found.append(base64.b64decode(encoded.encode("ascii"), validate=True))
         except (UnicodeEncodeError, binascii.Error):
             continue
-    return found
+    return [signature for signature in found if len(signature) == hashlib.sha256().digest_size]
 
 
 def _bad_signature() -> ServiceError:

@@ -31,7 +31,10 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class db_now(FunctionElement[datetime]):
-    """The database's clock, at this moment of the statement (not of the transaction). SQLite's has milliseconds."""
+    """The database's clock when the statement began: one value in all its rows, and one that can bound an index.
+
+    SQLite's has milliseconds.
+    """
 
     type = UtcDateTime()
     inherit_cache = True
@@ -49,7 +52,7 @@ class db_in(FunctionElement[datetime]):
 
 @compiles(db_now, "postgresql")
 def _now_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
-    return "clock_timestamp()"
+    return "statement_timestamp()"
 
 
 @compiles(db_now, "sqlite")
@@ -60,7 +63,7 @@ def _now_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
 @compiles(db_in, "postgresql")
 def _in_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
     seconds = compiler.process(element.clauses, **kw)
-    return f"(clock_timestamp() + make_interval(secs => CAST({seconds} AS double precision)))"
+    return f"(statement_timestamp() + make_interval(secs => CAST({seconds} AS double precision)))"
 
 
 @compiles(db_in, "sqlite")

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from emailsvc import outbox, reports
 from emailsvc.config import Config
 from emailsvc.delivery import Drain
+from emailsvc.errors import brief
 from emailsvc.extensions import Service
 from emailsvc.locks import Locks
 from emailsvc.mail import Transport
@@ -57,10 +58,18 @@ class Crew:
     stopping: threading.Event = field(default_factory=threading.Event)
     _own: threading.local = field(default_factory=threading.local)
     _all: list[Transport] = field(default_factory=list)
+    _drains: list[Drain] = field(default_factory=list)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def drain(self, bell: Doorbell) -> None:
-        Drain(self.engine, self.config, self._transport(), self.stopping, bell.wake, bell.schedule).run()
+        drain = Drain(self.engine, self.config, self._transport(), self.stopping, bell.wake, bell.schedule)
+        with self._guard:
+            self._drains.append(drain)
+        try:
+            drain.run()
+        finally:
+            with self._guard:
+                self._drains.remove(drain)
 
     def _transport(self) -> Transport:
         if not hasattr(self._own, "transport"):
@@ -77,11 +86,17 @@ class Crew:
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def stop(self) -> None:
-        """Cut what is before its dot, give what is after it some seconds. Rows are released by their own threads."""
+        """Cut what is before its dot, give what is after it some seconds, and give back what was not begun."""
         with self._guard:
             self.stopping.set()
             for transport in self._all:
                 transport.stop(GRACE_SECONDS)
+            drains = list(self._drains)
+        try:
+            for drain in drains:
+                drain.hand_back()
+        except SQLAlchemyError as exc:  # their own threads go on trying
+            log.warning("not_handed_back", extra={"fields": {"error": brief(exc)}})
 
     def leave(self) -> None:
         for transport in self._all:
@@ -89,14 +104,14 @@ class Crew:
         try:
             outbox.forget_worker(self.engine, self.name)
         except SQLAlchemyError as exc:
-            log.warning("not_signed_off", extra={"fields": {"worker": self.name, "error": str(exc.__cause__ or exc)}})
+            log.warning("not_signed_off", extra={"fields": {"worker": self.name, "error": brief(exc)}})
 
     def _beat(self) -> None:
         while True:
             try:
                 outbox.heartbeat(self.engine, self.name)
             except SQLAlchemyError as exc:
-                log.warning("no_heartbeat", extra={"fields": {"worker": self.name, "error": str(exc.__cause__ or exc)}})
+                log.warning("no_heartbeat", extra={"fields": {"worker": self.name, "error": brief(exc)}})
             if self.stopping.wait(HEARTBEAT_SECONDS):
                 return
 
@@ -107,13 +122,13 @@ def run_sweep(config: Config, engine: Engine, locks: Locks, bell: Doorbell) -> N
         if not held:
             return
         swept = outbox.sweep(engine, config)
-        with locks.hold("purge", 300.0) as purging:
-            if purging:
-                outbox.retain(engine, config, swept)
         if swept.due:
             bell.wake()
         for moment in swept.upcoming:
             bell.schedule(moment)
+        with locks.hold("purge", 300.0) as purging:
+            if purging:
+                outbox.retain(engine, config, swept)
         _report(swept)
         for violation in reports.violations(engine, config):
             log.error("invariant_broken", extra={"fields": {"what": violation}})
@@ -122,9 +137,11 @@ def run_sweep(config: Config, engine: Engine, locks: Locks, bell: Doorbell) -> N
 def _report(swept: Swept) -> None:
     for email_id, state in swept.uncertain:
         log.warning("worker_lost", extra={"fields": {"email_id": email_id, "state": state}})
+    for email_id, reason in swept.buried:
+        log.warning("dead_lettered", extra={"fields": {"email_id": email_id, "reason": reason}})
     counts: dict[str, Any] = {
-        "uncertain": len(swept.uncertain), "released": swept.released, "expired": swept.expired,
-        "unreachable": swept.unreachable, "scrubbed": swept.scrubbed, "purged": swept.purged,
+        "uncertain": len(swept.uncertain), "released": swept.released, "dead_lettered": len(swept.buried),
+        "scrubbed": swept.scrubbed, "purged": swept.purged,
     }  # fmt: skip
     found = {name: count for name, count in counts.items() if count}
     log.log(logging.INFO if found else logging.DEBUG, "swept", extra={"fields": found})

@@ -26,8 +26,12 @@ class Watched(Protocol):
 
 class Watchdog:
     def __init__(self) -> None:
-        self._changed = threading.Condition()
         self._watched: weakref.WeakSet[Watched] = weakref.WeakSet()
+        self.revive()
+
+    def revive(self) -> None:
+        """In a forked child: the thread did not come along, and its lock may be held for ever."""
+        self._changed = threading.Condition()
         self._wake_at = math.inf
         self._thread: threading.Thread | None = None
 
@@ -39,7 +43,7 @@ class Watchdog:
         """Look at everybody again at ``at``, or earlier."""
         with self._changed:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="smtp-watchdog", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
                 self._thread.start()
             if at < self._wake_at:
                 self._wake_at = at
@@ -68,4 +72,4 @@ class Watchdog:
 
 
 WATCHDOG = Watchdog()
-os.register_at_fork(after_in_child=WATCHDOG.__init__)  # type: ignore[misc]  # the thread did not come along
+os.register_at_fork(after_in_child=WATCHDOG.revive)

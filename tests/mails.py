@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from emailsvc.parsers import SmtpServer
 from emailsvc.mail import Mail, Result, Transport
+from emailsvc.parsers import SmtpServer
 from tests.smtpd import Smtpd
 
 _numbers = itertools.count(1)

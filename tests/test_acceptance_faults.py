@@ -1,9 +1,10 @@
-"""Real processes under faults that take a whole deploy to see: frozen workers, suspended accounts, poison, shutdowns."""
+"""Real processes under faults that take a whole deploy to see: frozen workers, suspended accounts, shutdowns."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -109,7 +110,7 @@ def test_a_server_that_is_away_burns_no_attempt_and_its_return_is_noticed(
 def test_a_shutdown_ends_in_time_whatever_the_mail_server_does(
     deploy: Callable[..., Stack], database: str, sink: Smtpd, at: str, outcome: str
 ) -> None:
-    """Before the dot the conversation is cut and no attempt burned; after it the reply is waited for, then uncertain."""
+    """Before the dot the conversation is cut, no attempt burned; after it the reply is waited for, then uncertain."""
     sink.script("m-0@example.com", Plan(at, HANG, taken=at == "dot", forever=True))
     times = {"SMTP_TIMEOUT_SECONDS": "60", "SMTP_REPLY_TIMEOUT_SECONDS": "60", "LEASE_SECONDS": "130"}
     stack = deploy(WORKER_THREADS="1", **times)
@@ -169,3 +170,24 @@ def test_a_dripping_server_holds_up_only_its_own_thread(deploy: Callable[..., St
     stack.post(email("quick"))
     sink.wait(lambda: bool(sink.to("quick@example.com")), 10)
     assert stack.get("/emails/slow").json["state"] in ("sending", "pending")
+
+
+@pytest.mark.parametrize(
+    "half", [b"G", b"POST /webhook/email HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"]
+)
+def test_clients_that_send_half_a_request_do_not_stop_the_web(make_stack: Callable[..., Stack], half: bytes) -> None:
+    stack = make_stack(WEB_CONCURRENCY="1")
+    stack.release()
+    web = stack.spawn("web")
+    stack.wait_ready(live_worker=False)
+    silent = [socket.create_connection(("127.0.0.1", stack.port)) for _ in range(20)]
+    for connection in silent:
+        connection.sendall(half)
+    stack.hang_up()
+    try:
+        assert stack.get("/healthz").status == 200  # gives up after 35 s
+        assert all(connection.recv(1) in (b"", b"H") for connection in silent), "each is told or hung up on"
+    finally:
+        for connection in silent:
+            connection.close()
+    assert "Traceback" not in web.output()

@@ -80,6 +80,8 @@ GOOD: list[tuple[str, str, Any]] = [
     ("READY_MAX_AGE_SECONDS", "60", 60.0),
     ("LOG_FORMAT", "json", "json"),
     ("LOG_LEVEL", "DEBUG", "DEBUG"),
+    ("LOG_LEVEL", "info", "INFO"),
+    ("API_TOKENS", "0123456789abcdef,", ("0123456789abcdef",)),
     ("PORT", "5000", 5000),
     ("WEB_CONCURRENCY", "4", 4),
 ]
@@ -117,7 +119,7 @@ BAD: list[tuple[str, str, str]] = [
     ("LEASE_SECONDS", "0.5", "a number from 1"),
     ("SWEEP_SECONDS", "0", "a number from 1 to 3600"),
     ("WORKER_THREADS", "65", "a whole number from 1 to 64"),
-    ("RATE_LIMIT_PER_SECOND", "0", "a number from 0.001 to 1e+06"),
+    ("RATE_LIMIT_PER_SECOND", "0", "a number from 0.001 to 1000000"),
     ("DELIVERY_PAUSED", "maybe", "1 or 0"),
     ("WEBHOOK_SECRETS", "not-a-secret", "flask secret"),
     ("WEBHOOK_SECRETS", f"{SECRET},whsec_c2hvcnQ=", "flask secret"),
@@ -128,7 +130,7 @@ BAD: list[tuple[str, str, str]] = [
     ("EMAIL_RETENTION_DAYS", "-1", "a number from 0"),
     ("READY_MAX_AGE_SECONDS", "0", "a number from 1"),
     ("LOG_FORMAT", "xml", "text or json"),
-    ("LOG_LEVEL", "info", "DEBUG or INFO or WARNING or ERROR"),
+    ("LOG_LEVEL", "loud", "DEBUG or INFO or WARNING or ERROR"),
     ("PORT", "65536", "a whole number from 1 to 65535"),
     ("WEB_CONCURRENCY", "0", "a whole number from 1 to 1000"),
 ]
@@ -276,8 +278,12 @@ def test_a_dyno_needs_a_mail_server() -> None:
     assert refusal(DYNO="worker.1", DATABASE_URL="postgres://h/d").startswith("SMTP_URL is not set")
 
 
-def test_a_dyno_with_both_starts() -> None:
-    assert load(DYNO="web.1", DATABASE_URL="postgres://h/d", SMTP_URL="smtp://h").redis_url is None
+def test_a_dyno_needs_redis() -> None:
+    assert refusal(DYNO="web.1", DATABASE_URL="postgres://h/d", SMTP_URL="smtp://h").startswith("REDIS_URL is not set")
+
+
+def test_a_dyno_with_all_three_starts() -> None:
+    assert load(DYNO="web.1", DATABASE_URL="postgres://h/d", SMTP_URL="smtp://h", REDIS_URL="redis://h").port is None
 
 
 @given(st.sampled_from(SETTINGS), st.text())

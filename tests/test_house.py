@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "emailsvc"
 
 LAYERS = [
-    {"wsgi", "worker"},
+    {"wsgi", "worker", "serving"},
     {"app"},
     {"web", "cli"},
     {"tasks", "start", "diagnosis"},

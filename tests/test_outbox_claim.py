@@ -16,6 +16,7 @@ from emailsvc.clock import utcnow
 from emailsvc.config import Config
 from emailsvc.models import Email
 from emailsvc.outbox import Claim, Idle
+from emailsvc.outcome import Outcome, Result
 from tests.emails import (
     DEFERRED,
     OUTAGE,
@@ -182,6 +183,15 @@ def test_any_other_outcome_of_the_probe_ends_the_outage(engine: Engine, config: 
     assert switch(engine).outage_since is None
 
 
+def test_a_probe_that_our_own_shutdown_cut_says_nothing_about_the_server(engine: Engine, config: Config) -> None:
+    accept(engine, config)
+    record(engine, config, claim(engine, config), OUTAGE)
+    move_switch(engine, 6, "next_probe_at")
+    record(engine, config, claim(engine, config), Result(Outcome.CUT, "shutting down"))
+    assert switch(engine).outage_since is not None
+    assert row(engine).status == "pending"
+
+
 def test_a_probe_that_succeeds_never_ends_a_pause(engine: Engine, config: Config) -> None:
     accept(engine, config, "a", "b")
     record(engine, config, claim(engine, config), OUTAGE)
@@ -220,7 +230,9 @@ def test_less_than_one_a_second_is_a_limit_too(engine: Engine, make_config: Any)
     config = make_config(rate_limit_per_second=0.1)
     accept(engine, config, "a", "b")
     assert len(claim(engine, config).rows) == 1
-    assert outbox.claim(engine, token(), config) != Idle("empty")
+    idle = outbox.claim(engine, token(), config)
+    assert isinstance(idle, Idle)
+    assert 9 < (idle.wait or 0) <= 10
     move_switch(engine, 11, "next_slot_at")
     assert len(claim(engine, config).rows) == 1
 

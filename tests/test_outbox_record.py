@@ -164,8 +164,8 @@ def test_a_commit_whose_reply_was_lost_is_recognised_and_not_repeated(
 def test_an_expiry_whose_reply_was_lost_is_recognised(engine: Engine, config: Config) -> None:
     accept(engine, config)
     made = claim(engine, config)
-    assert outbox.expire(engine, made.rows[0], made.token).reason == "expired"
-    assert outbox.expire(engine, made.rows[0], made.token).won
+    assert outbox.expire(engine, made.rows[0], made.token, config).reason == "expired"
+    assert outbox.expire(engine, made.rows[0], made.token, config).won
     assert len(rows(engine, DeadLetter)) == 1
     assert rows(engine, Attempt) == []
 
@@ -239,6 +239,8 @@ def test_what_is_erased_in_hand_ends_with_its_next_outcome(
         None,
     )
     assert rows(engine, StoredAttachment) == []
+    assert {a.text for a in rows(engine, Attempt)} <= {"(erased)"}
+    assert {letter.error for letter in rows(engine, DeadLetter)} <= {"(erased)"}
     assert after.final_at is not None
     assert reports.violations(engine, config) == []
     assert reports.stats(engine)["dead_letters"] == 0

@@ -183,7 +183,7 @@ def test_what_is_past_its_deadline_is_a_dead_letter_without_an_attempt(engine: E
     accept(engine, config, "forever")
     outbox.pause(engine, "the clock runs on during a pause")
     move(engine, 7200, "expires_at")
-    assert outbox.sweep(engine, config).expired == 1
+    assert outbox.sweep(engine, config).buried == [("m-1", "expired")]
     assert (row(engine).status, row(engine, "forever").status) == ("failed", "pending")
     assert rows(engine, DeadLetter)[0].reason == "expired"
     assert rows(engine, Attempt) == []
@@ -195,9 +195,9 @@ def test_mail_held_up_by_an_outage_for_too_long_is_unreachable(engine: Engine, m
     accept(engine, config, "old", "new")
     record(engine, config, claim(engine, config), OUTAGE)
     move(engine, 200, "next_attempt_at", email_id="old")
-    assert outbox.sweep(engine, config).unreachable == 0
+    assert outbox.sweep(engine, config).buried == []
     move_switch(engine, 150, "outage_since")
-    assert outbox.sweep(engine, config).unreachable == 1
+    assert outbox.sweep(engine, config).buried == [("old", "unreachable")]
     assert (row(engine, "old").status, row(engine, "new").status) == ("failed", "pending")
     assert rows(engine, DeadLetter)[0].reason == "unreachable"
     assert reports.violations(engine, config) == []
@@ -208,7 +208,7 @@ def test_a_pause_is_no_outage(engine: Engine, make_config: Any) -> None:
     accept(engine, config)
     move(engine, 1000, "next_attempt_at")
     outbox.pause(engine, "an operator")
-    assert outbox.sweep(engine, config).unreachable == 0
+    assert outbox.sweep(engine, config).buried == []
 
 
 def test_it_finds_what_is_due_and_what_comes_within_the_minute(engine: Engine, config: Config) -> None:
@@ -217,7 +217,8 @@ def test_it_finds_what_is_due_and_what_comes_within_the_minute(engine: Engine, c
     accept(engine, config, "later", send_at=(soon + timedelta(hours=1)).isoformat())
     swept = outbox.sweep(engine, config)
     assert not swept.due
-    assert [moment.replace(microsecond=0) for moment in swept.upcoming] == [soon.replace(microsecond=0)]
+    (moment,) = swept.upcoming
+    assert 0 <= (moment - soon).total_seconds() < 1, "a drain that comes before its mail is due finds nothing"
     accept(engine, config, "now")
     assert outbox.sweep(engine, config).due
 

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from emailsvc.decoding import MOST_LENIENT_BYTES
 from emailsvc.errors import InvalidPayload
 from emailsvc.payload import EmailPayload, NewEmail, Rules, parse_batch, parse_email
 
@@ -207,6 +208,18 @@ def test_the_header_at_fault_is_named_among_others() -> None:
     assert refusal(encode(headers={f"X-{n}": "" for n in range(51)})) == ("too_many", "headers")
 
 
+def test_a_bad_header_is_named_unless_its_name_cannot_be_written() -> None:
+    twice = encode().replace(b"}", b', "headers": {"a": 5, "\\ud800": 5, "a": "x"}}')
+    assert refusal(twice) == ("invalid_field", "headers")
+
+
+@pytest.mark.parametrize("name", ["List-Unsubscribe", "LIST-Help", "References", "in-reply-to"])
+def test_a_word_that_no_line_can_hold_is_refused_where_programs_read(name: str) -> None:
+    assert refusal(encode(headers={name: "a <" + "x" * 900})) == ("invalid_field", f"headers.{name}")
+    assert parse(headers={name: "a " + "x" * 900}).headers
+    assert parse(headers={f"X-{name}": "x" * 998}).headers
+
+
 @pytest.mark.parametrize(
     "content_type",
     ["text/plain; charset=utf-8", 'text/plain;charset="utf 8"', "application/vnd.api+json", "IMAGE/PNG"],
@@ -369,12 +382,53 @@ def test_a_batch_gives_one_result_per_item_in_order() -> None:
         (b'{"emails": [' + b'"\\ud800",' * 1000 + b"0]}", "too_many", "emails"),
         (b'{"emails":' + b"[" * 10_000, "invalid_json", "emails"),
         (json.dumps([MINIMAL]).encode(), "invalid_field", None),
+        (b'{"emails[": 1}', "unknown_field", "emails["),
+        (b'{"emails[": "\\ud800"}', "unknown_field", "emails["),
+        (b'{"emails[a": "\\ud800", "emails": 5}', "unknown_field", "emails[a"),
+        (b'{"emails": ["\\ud800"], "emails[a": "\\ud800"}', "unknown_field", "emails[a"),
+        (b'{"emails": ["\\ud800"], "emails": 5, "emails[a": "\\ud800"}', "invalid_field", "emails[a"),
+        (b'{"emails": ["\\ud800", ' + b"9" * 5000 + b"]}", "invalid_json", None),
     ],
 )
 def test_what_is_wrong_with_a_whole_batch_is_raised(raw: bytes, code: str, field: str | None) -> None:
     with pytest.raises(InvalidPayload) as raised:
         parse_batch(raw, RULES)
     assert (raised.value.code, raised.value.field) == (code, field)
+
+
+def test_a_broken_character_makes_no_difference_to_the_neighbours() -> None:
+    broken = json.dumps(MINIMAL | {"subject": "\ud83d"})
+    neighbours = ["1e999", '[1e999, {"a": [null]}]', '"\\ud83d"', '["\\ud83d", 1e999]', "NaN", '"a"']
+    items = [json.dumps(MINIMAL).replace("}", f', "state": {state}}}') for state in neighbours]
+    found = parse_batch(f'{{"emails": [{", ".join([broken, *items])}]}}'.encode(), RULES)
+    alone = parse_batch(f'{{"emails": [{items[0]}]}}'.encode(), RULES)
+    assert found[1] == alone[0]
+    fields = [one.field if isinstance(one, InvalidPayload) else one for one in found]
+    assert fields == ["subject", found[1], found[1], "state", "state[0]", "state", found[1]]
+
+
+@pytest.mark.parametrize("depth", range(100, 3000, 100))
+def test_nesting_beside_a_broken_character_is_judged_or_refused(depth: int) -> None:
+    deep = json.dumps(MINIMAL).replace("}", f', "state": {"[" * depth}{"]" * depth}}}')
+    raw = f'{{"emails": [{json.dumps(MINIMAL | {"subject": chr(0xD800)})}, {deep}]}}'.encode()
+    try:
+        found = parse_batch(raw, RULES)
+    except InvalidPayload:
+        return
+    assert [one.field if isinstance(one, InvalidPayload) else one.email_id for one in found] == ["subject", "order-1"]
+
+
+def test_what_is_large_is_not_searched_for_the_field_at_fault() -> None:
+    """Python's own parser takes many times the memory."""
+    filler = "x" * MOST_LENIENT_BYTES
+    assert refusal(encode(subject="\ud800", state="x")) == ("invalid_field", "subject")
+    assert refusal(encode(subject="\ud800", state=filler)) == ("invalid_json", None)
+    assert refusal(encode(headers={"a": 1}, state=filler)) == ("invalid_field", "headers")
+    with pytest.raises(InvalidPayload) as raised:
+        parse_batch(
+            json.dumps({"emails": [MINIMAL | {"subject": "\ud800"}, MINIMAL | {"body": filler}]}).encode(), RULES
+        )
+    assert (raised.value.code, raised.value.field) == ("invalid_json", None)
 
 
 def test_a_batch_may_be_full_or_empty() -> None:

@@ -28,6 +28,7 @@ from emailsvc.mail import Mail, Outcome, Result
 from emailsvc.mail.memory import MemoryTransport
 from emailsvc.models import Reason, Status
 from emailsvc.payload import EmailPayload, Rules, parse_email
+from emailsvc.web.answers import CURSOR
 from emailsvc.web.contract import ROUTES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,8 +138,12 @@ def same_shape(shown: Any, real: Any, where: str = "answer") -> None:
         assert len(shown) == len(real), where
         for index, (one, other) in enumerate(zip(shown, real, strict=True)):
             same_shape(one, other, f"{where}[{index}]")
-    elif where.endswith(("_at", ".at", ".since", ".message_id", ".next_cursor", "oldest_pending_seconds")):
+    elif where.endswith(("_at", ".at", ".since", ".message_id", "oldest_pending_seconds")):
         assert (shown is None) == (real is None), where
+    elif where.endswith(".next_cursor"):
+        assert re.fullmatch(CURSOR, shown), where
+        assert re.fullmatch(CURSOR, real), where
+        assert shown.partition("~")[2] == real.partition("~")[2], where
     elif isinstance(shown, str) or shown is None or isinstance(real, bool):
         assert shown == real, where
     else:

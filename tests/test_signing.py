@@ -41,7 +41,7 @@ def headers(**changes: str | None) -> dict[str, str]:
 
 def refusal(given: dict[str, str], body: bytes = BODY, secrets: tuple[str, ...] = (SECRET,), now: float = NOW) -> str:
     with pytest.raises(ServiceError) as raised:
-        verify(secrets, given.get, body, now)
+        verify(secrets, given.get, lambda: body, now)
     assert raised.value.status == 401
     return raised.value.code
 
@@ -56,7 +56,7 @@ def test_it_signs_as_the_public_library_does(
         "webhook-timestamp": str(timestamp),
         "webhook-signature": signature,
     }
-    verify([secret], on_the_wire.get, body.encode(), timestamp)
+    verify([secret], on_the_wire.get, body.encode, timestamp)
 
 
 def test_a_new_secret_signs_and_no_two_are_the_same() -> None:
@@ -79,13 +79,13 @@ def test_a_bad_secret_is_a_value_error(secret: str) -> None:
 def test_any_secret_and_any_signature_may_fit_so_that_both_ends_can_rotate() -> None:
     old, new = sign(OTHER, "msg_1", NOW, BODY), sign(SECRET, "msg_1", NOW, BODY)
     for signatures in (new, f"{old} {new}", f"{new} {old}", f"v1a,xyz v2,{new[3:]} garbage {new}"):
-        verify([OTHER, SECRET], headers(signature=signatures).get, BODY, NOW)
+        verify([OTHER, SECRET], headers(signature=signatures).get, lambda: BODY, NOW)
     assert refusal(headers(signature=old)) == "bad_signature"
 
 
 @pytest.mark.parametrize("seconds", [-TOLERANCE_SECONDS, 0, TOLERANCE_SECONDS])
 def test_five_minutes_either_way_are_tolerated(seconds: int) -> None:
-    verify([SECRET], headers().get, BODY, NOW + seconds)
+    verify([SECRET], headers().get, lambda: BODY, NOW + seconds)
 
 
 @pytest.mark.parametrize("seconds", [-TOLERANCE_SECONDS - 1, TOLERANCE_SECONDS + 1])
@@ -125,6 +125,25 @@ def test_a_timestamp_that_is_no_number_is_refused(timestamp: str) -> None:
 )
 def test_a_malformed_signature_is_refused_and_nothing_worse(signature: str) -> None:
     assert refusal(headers(signature=signature)) == "bad_signature"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": None},
+        {"timestamp": None},
+        {"signature": None},
+        {"timestamp": "x"},
+        {"timestamp": "1"},
+        {"id": "\u20ac"},
+        {"signature": "v1,"},
+        {"signature": "v1,eA== v2,eA=="},
+    ],
+    ids=str,
+)
+def test_the_body_is_not_read_while_the_headers_are_not_in_order(changes: dict[str, str | None]) -> None:
+    with pytest.raises(ServiceError):
+        verify([SECRET], headers(**changes).get, lambda: pytest.fail("the body was read"), NOW)
 
 
 def test_every_single_bit_of_the_signature_counts() -> None:

@@ -345,7 +345,6 @@ class Machine(RuleBasedStateMachine):
         if swept:
             self.sweep()
 
-    @precondition(lambda self: self.lease_is_over() or self.now_and_then())
     @rule()
     def sweep(self) -> None:
         swept = outbox.sweep(self.world.engine, self.world.config)
@@ -394,7 +393,7 @@ class Machine(RuleBasedStateMachine):
         if row.status == Status.PENDING:
             self.overdue.add(row.message_id)
 
-    @precondition(lambda self: self.steps > self.next_travel)
+    @precondition(lambda self: self.steps > self.next_travel or not self.with_status("pending", "sending"))
     @rule(hours=st.sampled_from([2.2, 2.2, 2.2, 25.0]))
     def time_passes(self, hours: float) -> None:
         self.world.travel(hours * 3600)

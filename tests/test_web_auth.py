@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import time
 from collections.abc import Callable
@@ -21,6 +22,10 @@ pytestmark = ON_SQLITE
 
 SECRET = signing.make_secret()
 Make = Callable[..., FlaskClient]
+OF_SOME_PROXIES = (
+    *("Fly-Client-IP", "X-Original-Forwarded-For", "X-Envoy-External-Address", "X-Cluster-Client-IP"),
+    "Fastly-Client-IP",
+)
 
 
 @pytest.fixture
@@ -78,8 +83,9 @@ def test_with_nothing_configured_no_stranger_is_served_but_on_healthz(make_clien
     assert call(client, route, environ_overrides=STRANGER) == expected
     assert call(client, route, environ_overrides={"REMOTE_ADDR": ""}) == expected
     assert call(client, route, environ_overrides=STRANGER, headers=BEARER) == expected
-    for header in ("Forwarded", "X-Forwarded-For", "Via", "X-Real-IP", "X-Forwarded-Host"):
+    for header in ("Forwarded", "X-Forwarded-For", "Via", "X-Real-IP", "X-Forwarded-Host", *OF_SOME_PROXIES):
         assert call(client, route, headers={header: "127.0.0.1"}) == expected
+    assert call(client, route, environ_overrides={"SERVER_PROTOCOL": "HTTP/1.0"}) == expected
 
 
 def test_the_refusal_says_what_to_set(make_client: Make) -> None:
@@ -93,7 +99,12 @@ def test_the_refusal_says_what_to_set(make_client: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "", "[", "127.0.0.1.nip.io"]
+    "host",
+    [
+        *("evil.example", "evil.example:8000", "localhost.evil.example", "", "[", "127.0.0.1.nip.io"),
+        *("evil@localhost", "localhost/evil", "localhost#x", "localhost?x", "localhost:x", "localhost:", "::1"),
+        *("localhost:٣", "localhost, evil.example", "localhost:1:2"),
+    ],
 )
 def test_a_name_that_was_pointed_at_this_machine_is_not_served(make_client: Make, host: str) -> None:
     """DNS rebinding: to the browser the page and this service are then one site."""
@@ -179,6 +190,31 @@ def test_with_secrets_alone_a_signature_is_needed_also_on_this_machine(make_clie
     answer = client.post("/webhook/email", json=payload())
     assert answer.json is not None
     assert (answer.status_code, answer.json["code"]) == (401, "unsigned")
+
+
+def test_a_wrong_token_is_told_also_where_a_signature_would_do(make_client: Make) -> None:
+    client = make_client(api_tokens=TOKEN, webhook_secrets=SECRET)
+    body = json.dumps(payload()).encode()
+    json_type = {"Content-Type": "application/json"}
+    wrong = {"Authorization": "Bearer wrong-token-of-somebody"}
+
+    def code(headers: dict[str, str]) -> str:
+        answer = client.post("/webhook/email", data=body, headers=headers)
+        return str(answer.get_json()["code"])
+
+    assert code(json_type | wrong) == "bad_token"
+    assert code(json_type) == "unsigned"
+    assert code(json_type | wrong | {"webhook-id": "1"}) == "unsigned"
+    assert client.post("/webhook/email", data=body, headers=signed(body) | wrong).status_code == 202
+
+
+@pytest.mark.parametrize("settings", [{"api_tokens": TOKEN}, {"webhook_secrets": SECRET}], ids=list)
+def test_the_body_of_a_stranger_is_not_read(make_client: Make, settings: dict[str, str]) -> None:
+    unread = io.BytesIO(b"x" * 100)
+    headers = {"Authorization": "Bearer wrong-token-of-somebody", "Content-Type": "application/json"}
+    for path in ("/webhook/email", "/webhook/email/batch"):
+        answer = make_client(**settings).post(path, input_stream=unread, content_length=100, headers=headers)
+        assert (answer.status_code, unread.tell()) == (401, 0)
 
 
 @pytest.mark.parametrize("route", OPERATORS, ids=name)

@@ -190,7 +190,7 @@ def test_a_dead_letter_is_resolved_and_a_second_click_changes_nothing(
 
 
 @ON_SQLITE
-@pytest.mark.parametrize("number", ["999", "0", "9" * 19, "9223372036854775807", "9" * 50, "x", "-1"])
+@pytest.mark.parametrize("number", ["999", "0", "9" * 19, "9223372036854775807", "9" * 50, "x", "-1", "١"])
 def test_an_unknown_dead_letter_is_a_404(client: FlaskClient, number: str) -> None:
     assert client.post(f"/stats/dead-letters/{number}/replay").status_code == 404
     assert client.post(f"/stats/dead-letters/{number}/delivered").status_code == 404

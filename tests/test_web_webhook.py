@@ -183,6 +183,7 @@ def test_other_methods_are_a_405_that_tells_the_right_one(client: FlaskClient, m
 def test_an_unknown_path_is_a_404_problem(client: FlaskClient) -> None:
     answer = client.get("/nowhere")
     assert (answer.status_code, answer.mimetype) == (404, "application/problem+json")
+    assert answer.data.endswith(b"}\n")
 
 
 def test_with_the_database_away_the_answer_is_503_and_when_to_come_back(client: FlaskClient, engine: Engine) -> None:
@@ -245,6 +246,7 @@ def test_each_webhook_leaves_one_line_without_content_or_address(
         client.post("/webhook/email", json=payload(body="Other"))
     assert [record.getMessage() for record in caplog.records] == ["accepted", "duplicate", "mismatch"]
     assert all(record.fields["email_id"] == "order-1" for record in caplog.records)  # type: ignore[attr-defined]
+    assert [record.fields.get("duplicates") for record in caplog.records] == [None, 1, 1]  # type: ignore[attr-defined]
     written = str([record.__dict__ for record in caplog.records])
     assert "ada@" not in written
     assert "Hello" not in written

@@ -11,7 +11,7 @@ from emailsvc.errors import InvalidPayload
 
 CRLF = "\r\n"
 COLUMNS = 78  # a line should be no longer, RFC 5322 §2.1.1
-LONGEST_WORD = 900  # what cannot be folded must still leave the line below 998 octets
+LONGEST_WORD = addresses.LONGEST_WORD
 ENCODED_WORD = 75  # RFC 2047 §2
 
 # Checked here once more although payload.py did: this is the last place before the wire.
@@ -20,8 +20,6 @@ _plain = re.compile(r"[!-~](?:[ -~]*[!-~])?|").fullmatch
 _name = re.compile(r"[!-9;-~]{1,76}").fullmatch
 _one_address = re.compile(r"[^\s\x00-\x20\x7f-\xa0<>,;:\"()\[\]\\@]+@[A-Za-z0-9_.-]+").fullmatch
 _simple_filename = re.compile(r"(?! )[A-Za-z0-9 _.+()@,#&~-]{1,100}(?<! )").fullmatch
-# Fields whose readers are programs that do not decode RFC 2047.
-_for_programs = re.compile(r"list-|references$|in-reply-to$", re.I).match
 
 
 class Unbuildable(ValueError):
@@ -34,15 +32,14 @@ def field(name: str, text: str) -> str:
         raise Unbuildable(f"{name[:76]!r} is not the name of a header field")
     if _breaks(text):
         raise Unbuildable(f"{name} contains control characters or line breaks")
+    if addresses.has_too_long_a_word(name, text):
+        raise Unbuildable(f"{name} has a word of more than {LONGEST_WORD} characters, too long for a line")
     if _plain(text) and "=?" not in text:
         if len(name) + 2 + len(text) <= COLUMNS:
             return f"{name}: {text}"
         # Folding between two blanks could leave a line of blanks alone, which RFC 5322 §3.2.2 forbids.
-        if "  " not in text:
-            if max(map(len, text.split(" "))) <= LONGEST_WORD:
-                return _fold(f"{name}:", text.split(" "))
-            if _for_programs(name):
-                raise Unbuildable(f"{name} has a word of more than {LONGEST_WORD} characters, too long for a line")
+        if "  " not in text and max(map(len, text.split(" "))) <= LONGEST_WORD:
+            return _fold(f"{name}:", text.split(" "))
     return _fold(f"{name}:", _encoded_words(text, COLUMNS - len(name) - 2))
 
 

@@ -3,15 +3,19 @@
 import click
 from alembic import context
 from flask import current_app
-from sqlalchemy import text
+from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from emailsvc import models  # noqa: F401 - fills the metadata
 
 db = current_app.extensions["migrate"].db
 
+# Not the service's own connections: those end what takes long, and a migration may.
+sqlite = db.engine.dialect.name == "sqlite"
+engine = db.engine if sqlite else create_engine(db.engine.url, poolclass=NullPool)
+
 try:
-    connection = db.engine.connect()
+    connection = engine.connect()
 except OperationalError as exc:
     raise click.ClickException(f"The database does not answer: {exc.orig}; check DATABASE_URL.") from exc
 

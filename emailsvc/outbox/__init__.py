@@ -10,11 +10,12 @@ from emailsvc.outbox.claim import Claim, Claimed, Idle, attachments, claim, rele
 from emailsvc.outbox.deadletters import Resolved, delivered, discard, replay, replay_many
 from emailsvc.outbox.record import Recorded, expire, record
 from emailsvc.outbox.sweep import Swept, retain, sweep
-from emailsvc.outbox.switch import may_start, pause, resume
+from emailsvc.outbox.switch import FRESH_SECONDS, may_start, pause, resume
 from emailsvc.outbox.withdraw import cancel, erase
 from emailsvc.outbox.workers import forget_worker, heartbeat
 
 __all__ = [
+    "FRESH_SECONDS",
     "Accepted",
     "Claim",
     "Claimed",

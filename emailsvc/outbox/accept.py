@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, bindparam, case, func, insert, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from emailsvc import addresses
 from emailsvc.config import Config
 from emailsvc.models import PRIORITIES, Counter, Email, Status, StoredAttachment
 from emailsvc.outbox.transaction import in_transaction
@@ -56,6 +57,7 @@ _UPSERT = {"postgresql": _upsert(postgresql), "sqlite": _upsert(sqlite)}
 def _row(email: NewEmail, config: Config) -> dict[str, Any]:
     other = {"from": email.sender, "reply_to": email.reply_to, "headers": dict(email.headers)}
     domain = config.mail_from.rpartition("@")[2]
+    domain = addresses.to_ascii(domain) or domain
     return {
         "email_id": email.email_id,
         "fingerprint": email.fingerprint,

@@ -23,13 +23,12 @@ from sqlalchemy import (
 from sqlalchemy import func as sql
 
 from emailsvc.config import Config
-from emailsvc.models import Email, StoredAttachment, Switch
+from emailsvc.models import Attempt, DeadLetter, Email, Status, StoredAttachment, Switch, has_status
 from emailsvc.outbox.switch import take_probe
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.sqltime import db_in, db_now
 
-PENDING = Email.status == literal_column("'pending'")
-SENDING = Email.status == literal_column("'sending'")
+PENDING, SENDING = has_status(Status.PENDING), has_status(Status.SENDING)
 ANY_PRIORITY = Email.priority.in_([literal_column(str(n)) for n in (0, 1, 2)])
 """Says nothing, and lets the index on (priority, next_attempt_at) bound the time."""
 
@@ -116,12 +115,14 @@ def _claim(connection: Connection, token: str, config: Config, low_first: bool) 
     size, start_at = config.batch_size, []
     rate = config.rate_limit_per_second
     if rate:
-        # The switch row is locked until commit, so slots are given out one claim at a time.
-        slot = connection.execute(select(Switch.next_slot_at, db_now().label("now")).with_for_update()).one()
+        # The switch row is locked until commit, so slots are given out one claim at a time. Its clock is read when the
+        # lock is had: a wait for it must not count as time that is booked already.
+        connection.execute(select(Switch.id).with_for_update())
+        slot = connection.execute(select(Switch.next_slot_at, db_now().label("now"))).one()
         ahead = max(0.0, (slot.next_slot_at - slot.now).total_seconds()) if slot.next_slot_at else 0.0
         size = min(size, int((1.0 - ahead) * rate) if rate >= 1 else int(ahead <= 0))
         if size < 1:
-            return Idle("rate", max(ahead - 1.0, 0.0) + 1.0 / rate)
+            return Idle("rate", max(ahead - 1.0, 0.0) + 1.0 / rate if rate >= 1 else ahead)
         start_at = [ahead + n / rate for n in range(size)]
     values = {"size_limit": size, "token": token, "lease": config.lease_seconds}
     rows = sorted(connection.execute(_LOW_FIRST if low_first else _HIGH_FIRST, values), key=lambda row: row.id)
@@ -132,14 +133,16 @@ def _claim(connection: Connection, token: str, config: Config, low_first: bool) 
             return Idle("paused")
         if switch.outage_since is None:
             return Idle("empty")
-        if not _anything_due(connection) or not take_probe(connection, switch.probe_delay):
+        if not _anything_due(connection):
+            return Idle("empty")  # whoever adds a row, or gives one back, asks for a drain
+        if not take_probe(connection, switch.probe_delay):
             return Idle("outage", max(0.0, (switch.next_probe_at - switch.now).total_seconds()))
         rows = list(connection.execute(_PROBE, {**values, "size_limit": 1}))
+        if not rows:  # every candidate is locked
+            return Idle("outage", switch.probe_delay)
         probe = True
     if rate and rows:
         _book_slots(connection, rows[0].now, start_at[len(rows) - 1] + 1 / rate)
-    if not rows:
-        return Idle("empty")
     return Claim(token, rows, rows[0].now, len(rows) >= size, probe, start_at)
 
 
@@ -187,9 +190,11 @@ def withdraw_erased(connection: Connection, ids: Sequence[int]) -> None:
 def scrub(connection: Connection, condition: Any, *, recipient: bool = False) -> None:
     """Forget content; the id, the fingerprint and the times stay. With ``recipient``, whatever names the person too."""
     values: dict[str, Any] = {"subject": None, "body": None, "html": None, "other": None, "scrubbed_at": db_now()}
-    if recipient:
-        values |= {"recipient": None, "last_error": None}
     owners = select(Email.id).where(condition)
+    if recipient:  # a server's words may quote the address
+        values |= {"recipient": None, "last_error": None}
+        connection.execute(update(Attempt).where(Attempt.email.in_(owners)).values(words="(erased)"))
+        connection.execute(update(DeadLetter).where(DeadLetter.email.in_(owners)).values(error="(erased)"))
     connection.execute(delete(StoredAttachment).where(StoredAttachment.email.in_(owners)))
     connection.execute(update(Email).where(condition).values(**values))
 

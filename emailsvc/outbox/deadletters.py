@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, case, literal_column, select, update
+from sqlalchemy import Connection, Engine, case, select, update
 
 from emailsvc.errors import Conflict, NotFound
-from emailsvc.models import DeadLetter, Email, Resolution
+from emailsvc.models import DeadLetter, Email, Resolution, Status, has_status
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.sqltime import db_now
 
-FAILED = Email.status == literal_column("'failed'")
+CHUNK = 200
+"""Letters per transaction of a bulk replay: none may be open for long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,28 +53,32 @@ def replay_many(
     Those whose content is gone are passed over.
     """
 
-    def work(connection: Connection) -> int:
-        statement = (
-            select(DeadLetter.id)
-            .join(Email, Email.id == DeadLetter.email)
-            .where(DeadLetter.resolved_at.is_(None), Email.scrubbed_at.is_(None))
-            .order_by(DeadLetter.created_at, DeadLetter.id)
-            .limit(limit)
-        )
-        if reason is not None:
-            statement = statement.where(DeadLetter.reason == reason)
-        if since is not None:
-            statement = statement.where(DeadLetter.created_at >= since)
-        if until is not None:
-            statement = statement.where(DeadLetter.created_at < until)
-        if dry_run:
-            return len(connection.execute(statement).all())
-        found = connection.execute(statement.with_for_update(skip_locked=True, of=DeadLetter)).scalars().all()
-        for dead_letter_id in found:
-            _resolve(connection, dead_letter_id, Resolution.REPLAYED)
-        return len(found)
+    conditions: list[Any] = [DeadLetter.resolved_at.is_(None), Email.scrubbed_at.is_(None)]
+    if reason is not None:
+        conditions.append(DeadLetter.reason == reason)
+    if since is not None:
+        conditions.append(DeadLetter.created_at >= since)
+    if until is not None:
+        conditions.append(DeadLetter.created_at < until)
+    found = select(DeadLetter.id, DeadLetter.email).join(Email, Email.id == DeadLetter.email).where(*conditions)
+    found = found.order_by(DeadLetter.created_at, DeadLetter.id)
+    if dry_run:
+        with engine.connect().execution_options(read_only=True) as connection:
+            return len(connection.execute(found.limit(limit)).all())
+    total = 0
+    while total < limit:
+        some = found.limit(min(CHUNK, limit - total))
+        count = in_transaction(engine, lambda connection, some=some: _replay_some(connection, some))  # type: ignore[misc]
+        total += count
+        if count == 0:
+            break
+    return total
 
-    return in_transaction(engine, work)
+
+def _replay_some(connection: Connection, some: Any) -> int:
+    letters = connection.execute(some.with_for_update(skip_locked=True, of=DeadLetter)).all()
+    _move(connection, [letter.id for letter in letters], [letter.email for letter in letters], Resolution.REPLAYED)
+    return len(letters)
 
 
 def _resolve(connection: Connection, dead_letter_id: int, resolution: Resolution) -> Resolved:
@@ -89,27 +94,27 @@ def _resolve(connection: Connection, dead_letter_id: int, resolution: Resolution
         if letter.resolution != resolution:
             raise Conflict("already_resolved", f"This dead letter was resolved as {letter.resolution} already.")
         return Resolved(dead_letter_id, letter.email_id, letter.resolution)
-    _move(connection, letter, resolution)
-    connection.execute(
-        update(DeadLetter)
-        .where(DeadLetter.id == dead_letter_id)
-        .values(resolved_at=db_now(), resolution=resolution.value)
-    )
+    if resolution is Resolution.REPLAYED and letter.scrubbed_at is not None:
+        raise Conflict("content_gone", "The content of this e-mail was erased or scrubbed; there is nothing to send.")
+    _move(connection, [dead_letter_id], [letter.email], resolution)
     return Resolved(dead_letter_id, letter.email_id, resolution.value)
 
 
-def _move(connection: Connection, letter: Any, resolution: Resolution) -> None:
-    if resolution is Resolution.REPLAYED and letter.scrubbed_at is not None:
-        raise Conflict("content_gone", "The content of this e-mail was erased or scrubbed; there is nothing to send.")
-    values: dict[Resolution, dict[str, Any]] = {
-        Resolution.REPLAYED: {
-            # Without a fresh budget it would die again at once; without a fresh token the late record of its last
-            # worker could be taken for this attempt's.
-            "status": "pending", "attempts": 0, "next_attempt_at": db_now(), "claim": None, "final_at": None,
-            "expires_at": case((Email.expires_at <= db_now(), None), else_=Email.expires_at),
-        },
-        Resolution.DELIVERED: {"status": "sent", "sent_at": db_now(), "final_at": db_now()},
-        Resolution.DISCARDED: {"final_at": db_now()},
-    }  # fmt: skip
-    # The dead letter is locked and unresolved, so its e-mail is `failed`; nothing else moves it from there.
-    connection.execute(update(Email).where(Email.id == letter.email, FAILED).values(**values[resolution]))
+_BECOMES: dict[Resolution, dict[str, Any]] = {
+    Resolution.REPLAYED: {
+        # Without a fresh budget it would die again at once; without a fresh token the late record of its last worker
+        # could be taken for this attempt's.
+        "status": "pending", "attempts": 0, "next_attempt_at": db_now(), "claim": None, "final_at": None,
+        "expires_at": case((Email.expires_at <= db_now(), None), else_=Email.expires_at),
+    },
+    Resolution.DELIVERED: {"status": "sent", "sent_at": db_now(), "final_at": db_now()},
+    Resolution.DISCARDED: {"final_at": db_now()},
+}  # fmt: skip
+
+
+def _move(connection: Connection, letters: list[int], emails: list[int], resolution: Resolution) -> None:
+    """The letters are locked and unresolved, so their e-mails are `failed`; nothing else moves them from there."""
+    failed = (has_status(Status.FAILED), Email.id.in_(emails))
+    connection.execute(update(Email).where(*failed).values(**_BECOMES[resolution]))
+    resolved = {"resolved_at": db_now(), "resolution": resolution.value}
+    connection.execute(update(DeadLetter).where(DeadLetter.id.in_(letters)).values(**resolved))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, func, insert, literal_column, select, update
+from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
 
 from emailsvc.config import Config
-from emailsvc.models import Attempt, DeadLetter, Email, Reason, Status, Switch
+from emailsvc.models import Attempt, DeadLetter, Email, Reason, Status, Switch, has_status
 from emailsvc.outbox.claim import PENDING, SENDING, Claimed, release_rows, scrub, withdraw_erased
 from emailsvc.outbox.switch import RUNNING, close_outage, open_outage
 from emailsvc.outbox.transaction import in_transaction
@@ -63,7 +63,7 @@ def record(
         moved: Recorded | None = _MOVES[result.outcome](hand, result)
         if moved is None:
             return _lost(hand)
-        if probe and result.outcome is not Outcome.OUTAGE and moved.reason != "outage":
+        if probe and moved.reason not in ("outage", "cut"):
             close_outage(connection)
             return Recorded(True, _running(connection), moved.state, moved.reason, moved.delay)
         return moved
@@ -71,17 +71,15 @@ def record(
     return in_transaction(engine, work)
 
 
-def expire(engine: Engine, row: Claimed, token: str) -> Recorded:
+def expire(engine: Engine, row: Claimed, token: str, config: Config) -> Recorded:
     """The deadline passed while the row was in hand: no conversation starts."""
 
     def work(connection: Connection) -> Recorded:
-        hand = Hand(connection, row, token, _NO_CONFIG, False, 0)
+        hand = Hand(connection, row, token, config, probe=False, seconds=0)
         return _give_up(hand, Reason.EXPIRED, "expires_at passed before it could be sent", row.attempts) or _lost(hand)
 
     return in_transaction(engine, work)
 
-
-_NO_CONFIG: Any = None
 
 _SENT = (
     update(Email)
@@ -120,7 +118,7 @@ def _rejected(hand: Hand, result: Result) -> Recorded | None:
 
 
 def _is_refusing_everybody(hand: Hand) -> bool:
-    sent_at = select(func.max(Email.sent_at)).where(Email.status == literal_column("'sent'")).scalar_subquery()
+    sent_at = select(func.max(Email.sent_at)).where(has_status(Status.SENT)).scalar_subquery()
     run = (
         select(Attempt.domain)
         .where(Attempt.outcome == "rejected", Attempt.code.is_not(None), Attempt.at > func.coalesce(sent_at, _LONG_AGO))

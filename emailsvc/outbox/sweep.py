@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, func, insert, literal_column, select, update
+from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+from sqlalchemy.exc import DataError, IntegrityError
 
 from emailsvc.config import Config
-from emailsvc.models import Attempt, DeadLetter, Email, Reason, Status, Switch
+from emailsvc.models import Attempt, DeadLetter, Email, Reason, Status, Switch, has_status
 from emailsvc.outbox.accept import add_to_counter
 from emailsvc.outbox.claim import ANY_PRIORITY, PENDING, SENDING, scrub, withdraw_erased
 from emailsvc.outbox.record import Hand, uncertain
@@ -18,7 +20,10 @@ from emailsvc.outbox.transaction import in_transaction
 from emailsvc.outcome import Outcome, Result
 from emailsvc.sqltime import db_in, db_now
 
+log = logging.getLogger("emailsvc.outbox")
+
 CHUNK = 500
+LOOK_AHEAD_ROWS = 5000
 SETTLED_SECONDS = 300.0
 """An hour is rolled up only when so much of the next has passed: no transaction of ours lives that long."""
 
@@ -28,12 +33,12 @@ HOURS_AT_A_TIME = 200
 
 @dataclass(slots=True)
 class Swept:
-    """What a sweep did. ``uncertain``: (email_id, state) of rows whose worker was lost; ``due``: mail waits now."""
+    """What a sweep did. ``uncertain``: (email_id, state) of rows whose worker was lost; ``buried``: (email_id, reason)
+    of rows given up for another reason; ``due``: mail waits now."""
 
     uncertain: list[tuple[str, str]] = field(default_factory=list)
+    buried: list[tuple[str, str]] = field(default_factory=list)
     released: int = 0
-    expired: int = 0
-    unreachable: int = 0
     scrubbed: int = 0
     purged: int = 0
     due: bool = False
@@ -44,11 +49,12 @@ def sweep(engine: Engine, config: Config) -> Swept:
     """Every repair, each in transactions of its own; safe to run twice at once. Raises the database's errors."""
     swept = Swept()
     for token in _expired_claims(engine):
-        in_transaction(engine, lambda connection, token=token: _take_claim(connection, token, config, swept))  # type: ignore[misc]
-    swept.expired = _bury_pending(engine, Reason.EXPIRED, "expires_at passed before it could be sent", _OVERDUE)
-    swept.unreachable = _bury_pending(
-        engine, Reason.UNREACHABLE, "the mail server was away for too long", _held_up(config)
-    )
+        try:
+            in_transaction(engine, lambda connection, token=token: _take_claim(connection, token, config, swept))  # type: ignore[misc]
+        except (DataError, IntegrityError):
+            log.exception("claim_not_repaired", extra={"fields": {"claim": token}})  # the others still are
+    _bury_pending(engine, swept, Reason.EXPIRED, "expires_at passed before it could be sent", _OVERDUE)
+    _bury_pending(engine, swept, Reason.UNREACHABLE, "the mail server was away for too long", _held_up(config))
     _roll_up(engine)
     swept.due, swept.upcoming = _look_ahead(engine)
     return swept
@@ -109,27 +115,27 @@ def _held_up(config: Config) -> tuple[Any, ...]:
     return (ANY_PRIORITY, Email.next_attempt_at <= limit, since <= limit)
 
 
-def _bury_pending(engine: Engine, reason: Reason, error: str, condition: tuple[Any, ...]) -> int:
-    total = 0
-    while True:
-        count = in_transaction(engine, lambda connection: _bury_some(connection, reason, error, condition))
-        total += count
-        if count < CHUNK:
-            return total
+def _bury_pending(engine: Engine, swept: Swept, reason: Reason, error: str, condition: tuple[Any, ...]) -> None:
+    def work(connection: Connection) -> int:
+        ids = _bury_some(connection, reason, error, condition)
+        swept.buried += [(email_id, reason.value) for email_id in ids]
+        return len(ids)
+
+    _in_chunks(engine, work)
 
 
-def _bury_some(connection: Connection, reason: Reason, error: str, condition: tuple[Any, ...]) -> int:
+def _bury_some(connection: Connection, reason: Reason, error: str, condition: tuple[Any, ...]) -> list[str]:
     some = select(Email.id).where(PENDING, *condition).order_by(Email.id).limit(CHUNK).with_for_update(skip_locked=True)
     rows = connection.execute(
         update(Email)
         .where(Email.id.in_(select(some.cte("some").c.id)))
         .values(status="failed", next_attempt_at=None, last_error=error)
-        .returning(Email.id, Email.attempts)
+        .returning(Email.id, Email.email_id, Email.attempts)
     ).all()
     if rows:
         letters = [{"email": r.id, "reason": reason.value, "error": error, "attempts": r.attempts} for r in rows]
         connection.execute(insert(DeadLetter).values(created_at=db_now()), letters)
-    return len(rows)
+    return [row.email_id for row in rows]
 
 
 def _look_ahead(engine: Engine) -> tuple[bool, list[datetime]]:
@@ -138,10 +144,18 @@ def _look_ahead(engine: Engine) -> tuple[bool, list[datetime]]:
         soon = (
             select(Email.next_attempt_at)
             .where(PENDING, ANY_PRIORITY, Email.next_attempt_at > db_now(), Email.next_attempt_at <= db_in(60.0))
-            .limit(5000)
+            .limit(LOOK_AHEAD_ROWS)
         )
-        times = {moment.replace(microsecond=0) for moment in connection.execute(soon).scalars() if moment}
-        return connection.execute(due).first() is not None, sorted(times)
+        times = [moment for moment in connection.execute(soon).scalars() if moment]
+        if len(times) == LOOK_AHEAD_ROWS:  # so many that every second has some
+            now = connection.execute(select(db_now())).scalar_one()
+            times = [now + timedelta(seconds=n) for n in range(1, 61)]
+        return connection.execute(due).first() is not None, sorted({_next_second(moment) for moment in times})
+
+
+def _next_second(moment: datetime) -> datetime:
+    """Never before it: a drain that comes too early finds nothing, and nobody asks again."""
+    return (moment + timedelta(microseconds=999_999)).replace(microsecond=0)
 
 
 def _roll_up(engine: Engine) -> None:
@@ -167,7 +181,7 @@ def _roll_up_hour(connection: Connection) -> bool:
 
 
 def _countable(start: datetime, end: datetime) -> dict[str, Any]:
-    is_sent = Email.status == literal_column("'sent'")
+    is_sent = has_status(Status.SENT)
     return {
         "received": select(func.count(Email.id)).where(Email.received_at >= start, Email.received_at < end),
         "sent": select(func.count(Email.id)).where(is_sent, Email.sent_at >= start, Email.sent_at < end),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 from sqlalchemy import Connection, Engine, case, select, update
 
 from emailsvc.models import Switch
 from emailsvc.sqltime import db_in, db_now
+
+FRESH_SECONDS = 0.05
+"""How old the last look at the switch may be when a conversation starts."""
 
 FIRST_PROBE_SECONDS = 5.0
 LONGEST_PROBE_SECONDS = 30.0
@@ -17,6 +22,7 @@ def pause(engine: Engine, reason: str) -> None:
         connection.execute(
             update(Switch).where(Switch.paused_at.is_(None)).values(paused_at=db_now(), pause_reason=reason)
         )
+    time.sleep(FRESH_SECONDS)  # so that whoever looked just before has begun when this is answered
 
 
 def resume(engine: Engine) -> None:
@@ -25,12 +31,13 @@ def resume(engine: Engine) -> None:
         connection.execute(update(Switch).values(paused_at=None, pause_reason=None))
 
 
-def may_start(engine: Engine) -> bool:
-    """The last gate, asked before a conversation when the previous answer is not fresh."""
+def may_start(engine: Engine, *, probe: bool = False) -> bool:
+    """The last gate, asked before a conversation when the previous answer is not fresh; an outage holds no probe."""
     with engine.connect().execution_options(read_only=True) as connection:
-        return bool(connection.execute(select(RUNNING)).scalar_one())
+        return bool(connection.execute(select(NOT_PAUSED if probe else RUNNING)).scalar_one())
 
 
+NOT_PAUSED = select(case((Switch.paused_at.is_(None), True), else_=False)).correlate(None).scalar_subquery()
 RUNNING = (
     select(case((Switch.paused_at.is_(None) & Switch.outage_since.is_(None), True), else_=False))
     .correlate(None)

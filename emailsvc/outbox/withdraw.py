@@ -8,7 +8,7 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.engine import Connection
 
 from emailsvc.errors import Conflict, NotFound
-from emailsvc.models import Attempt, DeadLetter, Email, Status
+from emailsvc.models import DeadLetter, Email, Status
 from emailsvc.outbox.claim import PENDING, SENDING, scrub
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.sqltime import db_now
@@ -52,7 +52,7 @@ def erase(engine: Engine, address: str) -> int:
 
 
 def _erase(connection: Connection, address: str) -> int:
-    theirs = func.lower(Email.recipient) == address.lower()
+    theirs = func.lower(Email.recipient) == func.lower(address)
     rows = connection.execute(
         select(Email.id, Email.status).where(theirs).order_by(Email.id).with_for_update()
     ).all()  # fmt: skip
@@ -76,9 +76,6 @@ def _erase_rows(connection: Connection, ids: list[int]) -> None:
         .values(resolved_at=db_now(), resolution="discarded")
     )
     connection.execute(update(Email).where(these, Email.final_at.is_(None)).values(final_at=db_now()))
-    # A server's words may quote the address.
-    connection.execute(update(DeadLetter).where(DeadLetter.email.in_(ids)).values(error="(erased)"))
-    connection.execute(update(Attempt).where(Attempt.email.in_(ids)).values(words="(erased)"))
     scrub(connection, these, recipient=True)
 
 

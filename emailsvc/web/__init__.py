@@ -11,6 +11,7 @@ def register(app: Flask) -> None:
     """Expects the service in ``app.extensions["emailsvc"]`` no later than the first request."""
     app.url_map.merge_slashes = False  # "a//b" is an e-mail id of its own
     app.url_map.converters["email_id"] = paths.EmailIdConverter
+    app.url_map.converters["dead_letter_id"] = paths.DeadLetterIdConverter
     app.before_request(auth.refuse_strangers)
     app.after_request(problems.harden)
     problems.register(app)

@@ -11,16 +11,15 @@ import base64
 import binascii
 import hmac
 import logging
+import re
 from collections.abc import Iterable
 from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from flask import request
 
 from emailsvc import clock, signing
 from emailsvc.errors import ServiceError
 from emailsvc.extensions import service
-from emailsvc.parsers import LOOPBACK_HOSTS
 from emailsvc.web.reading import body
 
 log = logging.getLogger("emailsvc.web")
@@ -29,7 +28,11 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 PAGE_HEADER = "X-Requested-With"
 """Our own pages send it with what changes state. A foreign site cannot: the browser would ask us first (CORS)."""
 
-_PROXY_HEADERS = ("Forwarded", "Via", "X-Real-IP", "X-Client-IP", "True-Client-IP", "CF-Connecting-IP")
+_PROXY_HEADERS = (
+    *("Forwarded", "Via", "X-Real-IP", "X-Client-IP", "True-Client-IP", "CF-Connecting-IP", "Fly-Client-IP"),
+    *("Fastly-Client-IP", "X-Cluster-Client-IP", "X-Envoy-External-Address", "X-Original-Forwarded-For"),
+)
+_our_host = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE | re.ASCII).fullmatch
 
 
 def refuse_strangers() -> None:
@@ -54,9 +57,10 @@ def require_sender() -> None:
     scheme, given = _credentials()
     if scheme == "bearer" and _is_one_of(given, config.api_tokens):
         return
-    if config.webhook_secrets:
+    is_signed = any(name in request.headers for name in signing.HEADERS)
+    if config.webhook_secrets and (is_signed or not (scheme and config.api_tokens)):
         try:
-            signing.verify(config.webhook_secrets, request.headers.get, body(), clock.utcnow().timestamp())
+            signing.verify(config.webhook_secrets, request.headers.get, body, clock.utcnow().timestamp())
         except ServiceError as refusal:
             _raise(refusal)
     elif config.api_tokens:
@@ -105,7 +109,7 @@ def _not_this_machine(names: str) -> ServiceError | None:
         return ServiceError(
             403, "not_configured", f"Only clients on this machine are served until {names} is set in its environment."
         )
-    if _hostname(f"//{request.headers.get('Host', '')}") not in LOOPBACK_HOSTS:
+    if not _our_host(request.headers.get("Host", "")):
         return ServiceError(403, "bad_host", f"Without {names} the host must be localhost, 127.0.0.1 or [::1].")
     if request.method not in SAFE_METHODS and _sent_by_a_foreign_site():
         return ServiceError(403, "cross_site", "A page of another site may not do this.")
@@ -121,17 +125,12 @@ def _is_loopback(address: str | None) -> bool:
 
 
 def _came_through_a_proxy() -> bool:
+    if request.environ.get("SERVER_PROTOCOL") == "HTTP/1.0":  # nginx's default, with none of the headers; no browser's
+        return True
     return any(name in request.headers for name in _PROXY_HEADERS) or any(
         name.lower().startswith("x-forwarded-")
         for name in request.headers.keys()  # noqa: SIM118 - pairs otherwise
     )
-
-
-def _hostname(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
 
 
 def _sent_by_a_foreign_site() -> bool:

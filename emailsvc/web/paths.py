@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from werkzeug.routing import BaseConverter
+from werkzeug.routing import BaseConverter, IntegerConverter
 
 from emailsvc.addresses import PRINTABLE
 
-DEAD_LETTER = "int(max=9223372036854775807):dead_letter_id"
+DEAD_LETTER = "dead_letter_id(max=9223372036854775807):dead_letter_id"
 
 
 class EmailIdConverter(BaseConverter):
@@ -15,3 +15,9 @@ class EmailIdConverter(BaseConverter):
     part_isolating = False
     regex = f"{PRINTABLE}+"
     weight = 200  # after every other rule
+
+
+class DeadLetterIdConverter(IntegerConverter):
+    """Werkzeug's own ``int`` also takes the digits of other scripts."""
+
+    regex = "[0-9]+"

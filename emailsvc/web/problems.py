@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, Stateme
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
 
-from emailsvc.errors import ServiceError
+from emailsvc.errors import ServiceError, brief
 
 log = logging.getLogger("emailsvc.web")
 
@@ -35,7 +35,7 @@ def register(app: Flask) -> None:
 def problem(status: int, code: str, detail: str, field: str | None = None, **members: Any) -> Response:
     document = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
     document |= {"code": code} | ({"field": field} if field is not None else {}) | members
-    return Response(msgspec.json.encode(document), status, mimetype=MEDIA_TYPE)
+    return Response(msgspec.json.encode(document) + b"\n", status, mimetype=MEDIA_TYPE)
 
 
 def harden(response: Response) -> Response:
@@ -74,7 +74,7 @@ def _http_exception(error: HTTPException) -> Response:
 
 def _database_away(error: Exception) -> Response:
     """Nothing was acknowledged, so the sender tries again; if the row did commit, that is a clean duplicate."""
-    log.error("database_unavailable", extra={"fields": {"path": request.path, "error": _in_short(error)}})
+    log.error("database_unavailable", extra={"fields": {"path": request.path, "error": brief(error)}})
     answer = problem(503, "database_unavailable", "The database does not answer. Nothing is lost: please try again.")
     answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return answer
@@ -87,7 +87,7 @@ def _database_error(error: DBAPIError) -> Response:
 def _unexpected(error: Exception) -> Response:
     fields = {"method": request.method, "path": request.path, "error": type(_cause(error)).__name__}
     if isinstance(error, StatementError):  # its text and its traceback quote the parameters, which are the mail
-        log.error("internal_error", extra={"fields": fields | {"detail": _in_short(error)}})
+        log.error("internal_error", extra={"fields": fields | {"detail": brief(error)}})
     else:
         log.error("internal_error", extra={"fields": fields}, exc_info=error)
     return problem(500, "internal_error", "Something went wrong here; it was logged.")
@@ -95,7 +95,3 @@ def _unexpected(error: Exception) -> Response:
 
 def _cause(error: Exception) -> BaseException:
     return (error.orig if isinstance(error, StatementError) else None) or error
-
-
-def _in_short(error: Exception) -> str:
-    return str(_cause(error)).partition("\n")[0][:200]

@@ -90,7 +90,7 @@ def _wake_for(answers: Sequence[outbox.Accepted]) -> None:
 
 
 def _log(accepted: outbox.Accepted) -> None:
-    fields = {"email_id": accepted.email_id, "state": accepted.state}
+    fields: dict[str, object] = {"email_id": accepted.email_id, "state": accepted.state}
     if accepted.status != "accepted":
-        fields["duplicates"] = str(accepted.duplicates)
+        fields["duplicates"] = accepted.duplicates
     log.info(accepted.status, extra={"fields": fields})
