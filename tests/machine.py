@@ -117,7 +117,7 @@ class Ear:
     def warning(self, message: str, **_: Any) -> None:
         self.log(logging.WARNING, message)
 
-    exception = warning
+    error = exception = warning
 
 
 class Actor:
@@ -133,18 +133,20 @@ class Actor:
         self.dot: Dot | None = None
         self._job: Callable[[], object] | None = None
         self._order: Any = None
+        self._drain: Drain | None = None
         self._error: BaseException | None = None
         self._go, self._back = threading.Lock(), threading.Lock()
         self._go.acquire()
         self._back.acquire()
-        threading.Thread(target=self._live, name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._live, name=name, daemon=True)
+        self._thread.start()
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.at or 'idle'}>"
 
     def start(self, job: Callable[[], object]) -> None:
         assert self.at is None
-        self._job = job
+        self._job, self._order = job, None
         self._wake()
 
     def resume(self, order: Any) -> None:
@@ -194,7 +196,9 @@ class Actor:
             self._back.release()
 
     def wait(self, at: str) -> Any:
-        """In the actor's thread: stand still until told how to go on."""
+        """In the actor's thread: stand still until told how to go on. The dead do nothing more, whatever they try."""
+        if isinstance(self._order, Killed):
+            raise self._order
         self.at = at
         self._back.release()
         self._go.acquire()
@@ -203,13 +207,32 @@ class Actor:
         return self._order
 
     def line(self) -> Engine:
-        return cast(Engine, Line(self.world.engine, lambda: cast(str, self.wait(DATABASE))))
+        return cast(Engine, Line(self.world.engine, self._ask))
+
+    def _ask(self) -> str:
+        return cast(str, self.wait(DATABASE)) if threading.current_thread() is self._thread else "ok"
+
+    def drain(self) -> None:
+        self.stopping = threading.Event()
+        self.tokens.clear()
+        nobody = lambda *_: None  # noqa: E731 - who is woken is the machine's to decide
+        self._drain = Drain(self.line(), self.world.config, self, self.stopping, nobody, nobody)
+        self.start(self._drain.run)
+
+    def shut_down(self) -> None:
+        """SIGTERM, as the worker process takes it."""
+        assert self._drain is not None
+        self.stopping.set()
+        self.stop(20)
+        self._drain.hand_back()
 
     # The transport of a worker.
 
     def send(
         self, mail: Mail, *, timeout: float, reply_timeout: float, before_dot: Callable[[], bool] = lambda: True
     ) -> Result:
+        if self.stopping.is_set():
+            return Result(Outcome.CUT, "shutting down")
         self.world.begins(mail)
         self.mail = mail
         order = self.wait(BEFORE_DOT)
@@ -225,7 +248,6 @@ class Actor:
         return cast(Result, order)
 
     def stop(self, grace: float) -> None:
-        self.stopping.set()
         if self.at == BEFORE_DOT:
             self.resume(Result(Outcome.CUT, "shutting down"))
 
@@ -261,6 +283,7 @@ class World:
         patch.setattr(delivery, "log", Ear(self.seen))
         patch.setattr(delivery, "monotonic", self._monotonic)
         patch.setattr(delivery, "time", SimpleNamespace(sleep=self._sleep))
+        patch.setattr(outbox_module("switch"), "time", SimpleNamespace(sleep=self._everybody_waits))
         patch.setattr(secrets, "token_hex", self._token)
         patch.setattr(secrets, "randbelow", lambda below: (below - 1) * self.low_first)
         patch.setattr(outbox_module("record"), "REFUSALS_IN_A_ROW", 2)
@@ -275,6 +298,10 @@ class World:
         assert self.awake is not None
         self.awake.clock += seconds
 
+    def _everybody_waits(self, seconds: float) -> None:
+        for actor in self.actors:
+            actor.clock += seconds + 1e-3
+
     def _token(self, _bytes: int) -> str:
         self._tokens += 1
         token = f"{self._tokens:032x}"
@@ -283,11 +310,8 @@ class World:
         return token
 
     def drain(self, worker: Actor, *, low_first: bool = False) -> None:
-        worker.stopping, self.low_first = threading.Event(), low_first
-        worker.tokens.clear()
-        worker.start(
-            Drain(worker.line(), self.config, worker, worker.stopping, lambda: None, lambda moment: None).run
-        )  # fmt: skip
+        self.low_first = low_first
+        worker.drain()
 
     def begin_sweep(self) -> None:
         self.sweeper.start(lambda: outbox.sweep(self.sweeper.line(), self.config))

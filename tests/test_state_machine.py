@@ -259,7 +259,7 @@ class Machine(RuleBasedStateMachine):
     @rule(which=numbers)
     def the_database_answers(self, which: int) -> None:
         actor = pick(self.at_the_database(), which)
-        actor.clock += 1.2 * delivery.FRESH_SECONDS  # so that the switch is looked at again
+        actor.clock += 1.2 * outbox.FRESH_SECONDS  # so that the switch is looked at again
         actor.resume("ok")
 
     @precondition(lambda self: self.at_the_database())
@@ -327,7 +327,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: any(worker.at for worker in self.world.workers) and self.now_and_then())
     @rule(which=numbers)
     def shut_down(self, which: int) -> None:
-        pick([worker for worker in self.world.workers if worker.at], which).stop(20)
+        worker = pick([worker for worker in self.world.workers if worker.at], which)
+        self.saw(f"shut down {worker.at}")
+        worker.shut_down()
 
     @precondition(lambda self: any(worker.at for worker in self.world.workers) and self.now_and_then())
     @rule(which=numbers, seconds=st.sampled_from([0.1, 6.0, 40.0, 130.0]))
@@ -350,8 +352,8 @@ class Machine(RuleBasedStateMachine):
         swept = outbox.sweep(self.world.engine, self.world.config)
         self.saw("swept uncertain", swept.uncertain)
         self.saw("swept untouched", swept.released)
-        self.saw("swept expired", swept.expired)
-        self.saw("swept unreachable", swept.unreachable)
+        self.saw("swept expired", [e for e, reason in swept.buried if reason == "expired"])
+        self.saw("swept unreachable", [e for e, reason in swept.buried if reason == "unreachable"])
 
     @precondition(lambda self: self.world.sweeper.at is None and (self.lease_is_over() or self.now_and_then()))
     @rule()
@@ -363,8 +365,6 @@ class Machine(RuleBasedStateMachine):
     def pause(self) -> None:
         outbox.pause(self.world.engine, "by hand")
         self.paused = True
-        for worker in self.world.workers:
-            worker.clock += 2 * delivery.FRESH_SECONDS
 
     @precondition(lambda self: self.paused)
     @rule()
@@ -398,7 +398,7 @@ class Machine(RuleBasedStateMachine):
     def time_passes(self, hours: float) -> None:
         self.world.travel(hours * 3600)
         swept = outbox.sweep(self.world.engine, self.world.config)
-        self.saw("swept unreachable", swept.unreachable)
+        self.saw("swept unreachable", [e for e, reason in swept.buried if reason == "unreachable"])
         final = {row.email_id: row for row in self.with_status("sent", "failed", "cancelled")}
         outbox.retain(self.world.engine, self.world.config, swept)
         left = {row.email_id for row in self.world.rows(EMAILS)}
@@ -548,7 +548,7 @@ def explore(world: World, *, examples: int, steps: int, **options: Any) -> None:
 
 
 EXPLORED = {
-    "lost", "rolled back", "reply lost", "taken late", "crash after the dot", "swept uncertain", "swept untouched",
+    "lost", "rolled back", "reply lost", "crash after the dot", "swept uncertain", "swept untouched",
     "logged outcome_not_ours", "uncertain replayed", "began in an outage", "began large", "cancelled", "duplicate",
 }  # fmt: skip
 
@@ -559,7 +559,7 @@ def test_it_keeps_the_promise_in_any_order(world: World) -> None:
         print(f"\n{LONG} examples on {world.engine.dialect.name}; how often what was seen:")
         print("\n".join(f"{count:8} {what}" for what, count in sorted(world.seen.items())))
     else:
-        explore(world, examples=60 if world.config.is_sqlite else 25, steps=40, derandomize=True)
+        explore(world, examples=50 if world.config.is_sqlite else 20, steps=40, derandomize=True)
     assert world.seen["finished"] >= 20, "most examples must come to their end"
     assert not world.config.is_sqlite or not EXPLORED - (+world.seen).keys()
 
@@ -630,5 +630,5 @@ def test_it_fails_when_a_rule_is_removed(
 ) -> None:
     broken(monkeypatch)
     monkeypatch.setattr(Machine, "nobody_idle_holds_a_row", lambda machine: None)  # it does; what comes of it counts
-    with pytest.raises(AssertionError, match=r"was taken \d times|the server has|not failed"):
-        explore(world, examples=600, steps=50, phases=[Phase.generate], derandomize=True)
+    with pytest.raises(AssertionError, match=r"was taken \d times|the server has|not failed|add up to"):
+        explore(world, examples=1000, steps=20, phases=[Phase.generate], derandomize=True)
