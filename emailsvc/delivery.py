@@ -124,7 +124,7 @@ class _Batch:
 
     def work(self) -> None:
         try:
-            while self.rows and self._wait_for_slot() and self._may_start() and self._has_time(self.rows[0]):
+            while self.rows and self._wait_for_slot() and self._has_time(self.rows[0]):
                 if not self._one(self.rows.popleft()):
                     break
         finally:
@@ -196,6 +196,8 @@ class _Batch:
             mail = self._mail(row)
         except Exception as exc:  # noqa: BLE001 - any exception before the dot is this mail's own
             return Result(Outcome.REJECTED, f"cannot be built: {type(exc).__name__}: {exc}")
+        if not self._may_start():  # asked last: a renewal or the attachments may have waited for the database
+            return Result(Outcome.CUT, "delivery was paused or interrupted; no conversation was begun")
         try:
             return self.drain.transport.send(
                 mail,

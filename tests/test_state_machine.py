@@ -423,7 +423,7 @@ class Machine(RuleBasedStateMachine):
         forbidden = {
             "cancelled": row.message_id in self.cancelled,
             "past its deadline": row.message_id in self.overdue,
-            "during a pause": self.paused and row.size < LARGE and not row.attachment_count,
+            "during a pause": self.paused,
             "erased": row.recipient is None,
         }
         self.wrong += [f"{row.email_id} was begun: {why}" for why, is_so in forbidden.items() if is_so]
@@ -581,6 +581,19 @@ def test_a_worker_that_lost_a_row_to_another_after_a_lost_commit_gives_the_rest_
     assert first.at is None
     states = {row.email_id: row.status for row in world.rows(EMAILS)}
     assert states == {IDS[0]: "sending", IDS[1]: "pending", IDS[2]: "pending"}
+
+
+@pytest.mark.parametrize("kind", ["large", "attachment"])
+def test_a_pause_is_seen_although_the_database_was_away_in_between(world: World, kind: str) -> None:
+    worker = world.workers[0]
+    outbox.accept(world.engine, make_email(0, kind), world.config)
+    world.drain(worker)
+    worker.resume("ok")  # the claim
+    worker.resume("away")  # the renewal, or reading the attachments
+    outbox.pause(world.engine, "by hand")
+    worker.settle()
+    assert worker.at is None
+    assert [row.status for row in world.rows(EMAILS)] == ["pending"]
 
 
 def goes_on_unrecorded(patch: pytest.MonkeyPatch) -> None:
