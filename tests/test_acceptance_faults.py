@@ -172,6 +172,13 @@ def test_a_dripping_server_holds_up_only_its_own_thread(deploy: Callable[..., St
     assert stack.get("/emails/slow").json["state"] in ("sending", "pending")
 
 
+def _is_up(stack: Stack) -> bool:
+    try:
+        return stack.get("/healthz").status == 200
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize(
     "half", [b"G", b"POST /webhook/email HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"]
 )
