@@ -14,11 +14,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from emailsvc import diagnosis, outbox, reports, signing
 from emailsvc.errors import ServiceError, brief
 from emailsvc.extensions import service
+from emailsvc.models import Reason
 from emailsvc.payload import Rules, parse_email
 from emailsvc.start import start
 
 DEAD_LETTER = click.IntRange(1, 2**63 - 1)
-REASONS = ("rejected", "exhausted", "expired", "uncertain", "unreachable")
+REASONS = [reason.value for reason in Reason]
 
 
 class Command(click.Command):

@@ -44,7 +44,7 @@ Errors = tuple[type[Exception], ...]
 DATABASE_AWAY: Errors = (OperationalError, InterfaceError, InternalError, PoolTimeout)
 
 
-@dataclass
+@dataclass(eq=False)
 class Drain:
     """One thread's way through what is due. ``wake`` and ``schedule`` ask for further drains, now or at a time."""
 

@@ -185,3 +185,13 @@ def test_duplicates_are_spread_over_several_counter_rows(engine: Engine, config:
     counters = rows(engine, Counter)
     assert len(counters) > 1
     assert sum(counter.value for counter in counters) == 39
+
+
+def test_a_commit_is_on_the_disk_when_it_is_answered(engine: Engine) -> None:
+    """SQLite in WAL syncs at each commit only when told FULL (2); PostgreSQL unless told otherwise."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2
+            assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
+        else:
+            assert connection.exec_driver_sql("SHOW synchronous_commit").scalar_one() == "on"

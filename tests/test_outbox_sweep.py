@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -35,6 +36,8 @@ from tests.emails import (
 )  # fmt: skip
 from tests.servers import wait_for
 
+outbox_sweep = import_module("emailsvc.outbox.sweep")  # the package has a function of that name
+
 
 def test_of_an_expired_claim_only_the_lowest_unfinished_row_is_uncertain(engine: Engine, config: Config) -> None:
     accept(engine, config, *"abcde")
@@ -53,6 +56,16 @@ def test_of_an_expired_claim_only_the_lowest_unfinished_row_is_uncertain(engine:
 def test_a_claim_whose_lease_lasts_is_left_alone(engine: Engine, config: Config) -> None:
     accept(engine, config)
     claim(engine, config)
+    assert outbox.sweep(engine, config).uncertain == []
+    assert row(engine).status == "sending"
+
+
+def test_a_claim_renewed_after_the_sweep_had_listed_it_is_left_alone(
+    engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept(engine, config)
+    made = claim(engine, config)
+    monkeypatch.setattr(outbox_sweep, "_expired_claims", lambda _engine: [made.token])
     assert outbox.sweep(engine, config).uncertain == []
     assert row(engine).status == "sending"
 

@@ -102,9 +102,8 @@ def _resolve(connection: Connection, dead_letter_id: int, resolution: Resolution
 
 _BECOMES: dict[Resolution, dict[str, Any]] = {
     Resolution.REPLAYED: {
-        # Without a fresh budget it would die again at once; without a fresh token the late record of its last worker
-        # could be taken for this attempt's.
-        "status": "pending", "attempts": 0, "next_attempt_at": db_now(), "claim": None, "final_at": None,
+        # Without a fresh budget it would die again at once.
+        "status": "pending", "attempts": 0, "next_attempt_at": db_now(), "final_at": None,
         "expires_at": case((Email.expires_at <= db_now(), None), else_=Email.expires_at),
     },
     Resolution.DELIVERED: {"status": "sent", "sent_at": db_now(), "final_at": db_now()},

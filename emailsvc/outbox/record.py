@@ -254,7 +254,8 @@ def _lost(hand: Hand) -> Recorded:
     """No row matched. Either our own commit went through and its reply was lost, or somebody else has decided."""
     statement = select(Email.status, Email.claim, Email.attempts).where(Email.id == hand.row.id)
     found = hand.connection.execute(statement).first()
-    # The sweep and a replay take the token off the row and another claim replaces it: only our own outcome leaves it.
+    # The sweep takes the token off the row, another claim replaces it, a replay begins the attempts anew: only our own
+    # outcome leaves it so.
     if (
         found is not None
         and found.claim == hand.token
