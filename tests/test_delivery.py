@@ -20,6 +20,8 @@ from emailsvc.mail import Mail
 from emailsvc.mail.memory import MemoryTransport
 from emailsvc.models import DeadLetter, Email
 from emailsvc.outcome import Outcome, Result
+from emailsvc.queue import Doorbell, build
+from emailsvc.tasks import Crew
 from tests.emails import (
     DEFERRED,
     OUTAGE,
@@ -296,6 +298,7 @@ def test_a_mail_too_large_for_a_lease_gets_its_own(engine: Engine, make_config: 
     seen: list[tuple[str, str, float]] = []
 
     def look(_mail: Mail) -> Result:
+        assert bench.wakes == 1, "somebody is asked to send the rest meanwhile"
         large = row(engine, "large")
         seen.append((large.status, row(engine, "small").status, (large.lease_expires_at - utcnow()).total_seconds()))
         return SENT
@@ -498,3 +501,28 @@ def test_an_outage_without_due_mail_is_left_alone(bench: Bench) -> None:
     asked = len(bench.scheduled), bench.wakes
     bench.run()
     assert (len(bench.scheduled), bench.wakes) == asked
+
+
+def test_at_a_shutdown_what_was_not_begun_goes_back_while_a_reply_is_still_waited_for(bench: Bench) -> None:
+    answered, begun = threading.Event(), threading.Event()
+
+    def wait_for_the_reply(_mail: Mail) -> Result:
+        begun.set()
+        answered.wait(20)
+        return SENT
+
+    accept(bench.engine, bench.config, "a", "b", "c")
+    bench.answer(wait_for_the_reply)
+    crew = Crew(bench.config, bench.engine, lambda: bench.transport)
+    bell = Doorbell(build(bench.config), lambda: None)
+    worker = threading.Thread(target=crew.drain, args=(bell,))
+    worker.start()
+    try:
+        assert begun.wait(20)
+        crew.stop()
+        assert [row(bench.engine, i).status for i in "abc"] == ["sending", "pending", "pending"]
+    finally:
+        answered.set()
+        worker.join(20)
+    assert [row(bench.engine, i).status for i in "abc"] == ["sent", "pending", "pending"]
+    assert [m.email_id for m in bench.transport.attempts] == ["a"]
