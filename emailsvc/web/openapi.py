@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from http import HTTPStatus
 from typing import Any
 
 import msgspec
 from flask import Blueprint, Response
+from werkzeug.http import HTTP_STATUS_CODES
 
 from emailsvc import addresses
 from emailsvc.extensions import service
@@ -156,7 +156,7 @@ def _schema(kind: Any) -> Json:
 
 def _answer(status: int, content: Any) -> Json:
     media = {name: {"schema": _schema(kind)} if kind else {} for name, kind in _contents(content).items()}
-    return {"description": HTTPStatus(status).phrase, "content": media}
+    return {"description": HTTP_STATUS_CODES[status], "content": media}
 
 
 def _problem(status: int, codes: tuple[str, ...]) -> Json:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -12,6 +11,7 @@ from flask import Flask, Response, request
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
+from werkzeug.http import HTTP_STATUS_CODES
 
 from emailsvc.errors import ServiceError, brief
 
@@ -33,7 +33,8 @@ def register(app: Flask) -> None:
 
 
 def problem(status: int, code: str, detail: str, field: str | None = None, **members: Any) -> Response:
-    document = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    # Werkzeug's names, not http.HTTPStatus's: those changed with Python 3.13, and an answer should not.
+    document = {"type": "about:blank", "title": HTTP_STATUS_CODES[status], "status": status, "detail": detail}
     document |= {"code": code} | ({"field": field} if field is not None else {}) | members
     return Response(msgspec.json.encode(document) + b"\n", status, mimetype=MEDIA_TYPE)
 
@@ -64,8 +65,8 @@ def _http_exception(error: HTTPException) -> Response:
         return problem(400, "incomplete_body", "The body ended before its announced length.")
     if isinstance(error, RequestEntityTooLarge):
         return problem(413, "too_large", f"A request may have {request.max_content_length} bytes.")
-    code = _CODES.get(status) or re.sub(r"\W+", "_", HTTPStatus(status).phrase.lower())
-    answer = problem(status, code, error.description or HTTPStatus(status).phrase)
+    code = _CODES.get(status) or re.sub(r"\W+", "_", HTTP_STATUS_CODES[status].lower())
+    answer = problem(status, code, error.description or HTTP_STATUS_CODES[status])
     allowed = error.get_response().headers.get("Allow")
     if allowed:
         answer.headers["Allow"] = allowed
