@@ -120,7 +120,6 @@ class _Batch:
         self.lease_until = asked + self.config.lease_seconds
         self.rows = deque(claim.rows)
         self.gate_seen = asked
-        self.earliest: float | None = None
 
     def work(self) -> None:
         try:
@@ -129,8 +128,6 @@ class _Batch:
                     break
         finally:
             self._release()
-        if self.earliest is not None:
-            self.drain.schedule(utcnow() + timedelta(seconds=self.earliest - monotonic()))
 
     def _wait_for_slot(self) -> bool:
         if self.claim.start_at:
@@ -250,9 +247,6 @@ class _Batch:
         _log_outcome(row, result, recorded, seconds)
         if not recorded.won:
             return False  # somebody else has decided about this row
-        if recorded.delay is not None:
-            due = monotonic() + recorded.delay
-            self.earliest = due if self.earliest is None else min(self.earliest, due)
         return recorded.go_on and seconds <= SLOW_SECONDS and not self.drain.stopping.is_set()
 
 

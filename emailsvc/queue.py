@@ -44,6 +44,8 @@ ENOUGH_WAITING = 16
 SILENT_SECONDS = 5.0
 AWAY_SECONDS = 1.0
 AHEAD_SECONDS = 60.0
+"""Drains are scheduled so far ahead, or as far as to the next sweep, whichever is more."""
+
 SHUTDOWN_SECONDS = 24.0
 QUEUE_ERRORS = (RedisError, sqlite3.Error, OSError)
 
@@ -144,7 +146,12 @@ def build(config: Config) -> Queue:
     time.tzset()
     if config.redis_url is None:
         path = str(config.instance / "queue.db")
-        return Queue(config, storage_class=SqliteStorage, filename=path, fsync=False, timeout=SOCKET_SECONDS)
+        try:
+            return Queue(config, storage_class=SqliteStorage, filename=path, fsync=False, timeout=SOCKET_SECONDS)
+        except sqlite3.Error as exc:
+            raise ConfigurationError(
+                f"{path} cannot be used: {exc}. It holds only wake-ups; make its folder writable, or remove the file."
+            ) from exc
     pool = _pool(config.redis_url)
     return Queue(config, storage_class=RedisStorage, connection_pool=pool, read_timeout=POP_SECONDS)
 
@@ -159,7 +166,7 @@ def _pool(url: str) -> ConnectionPool:
             health_check_interval=30,
         )
         pool.make_connection()  # connects to nothing yet, but only now are the URL's options looked at
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RedisError):
         raise ConfigurationError(f"REDIS_URL=(not shown): expected {REDIS_URL}.") from None
     return pool
 
@@ -187,12 +194,15 @@ class Doorbell:
         self._bounded(ring)
 
     def schedule(self, moment: datetime) -> None:
-        """Enqueue a drain for that time. Only for the next minute, one per second; what is later is the sweep's."""
+        """Enqueue a drain for that time. One per second, and none later than a sweep will ask by itself.
+
+        That drain schedules the next one when it has run out of work, so the first of many times is enough.
+        """
         ahead = (moment - utcnow()).total_seconds()
         second = math.ceil(moment.timestamp())
         if ahead <= 0:
             self.wake()
-        elif ahead <= AHEAD_SECONDS and self._is_first(second):
+        elif ahead <= max(AHEAD_SECONDS, self._queue.settings.sweep_seconds) and self._is_first(second):
             self._bounded(lambda: self._add(second), lambda: self._scheduled.discard(second))
 
     def _is_first(self, second: int) -> bool:

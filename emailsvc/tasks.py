@@ -122,10 +122,7 @@ def run_sweep(config: Config, engine: Engine, locks: Locks, bell: Doorbell) -> N
         if not held:
             return
         swept = outbox.sweep(engine, config)
-        if swept.due:
-            bell.wake()
-        for moment in swept.upcoming:
-            bell.schedule(moment)
+        bell.wake()  # whatever wake-up was lost; and it schedules the next drain
         with locks.hold("purge", 300.0) as purging:
             if purging:
                 outbox.retain(engine, config, swept)

@@ -140,6 +140,21 @@ def test_a_host_that_does_not_answer_is_cut_at_the_deadline() -> None:
     assert "the deadline passed" in result.text
 
 
+def test_a_first_address_that_swallows_everything_hides_no_good_one(
+    server: Smtpd, transport: SmtpTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name with an address of each family where one of them leads nowhere, as in many containers."""
+    with socket.socket() as silent, socket.socket() as first, socket.socket() as second:
+        silent.bind(("127.0.0.2", server.port))
+        silent.listen(0)
+        for each in (first, second):
+            each.setblocking(False)
+            each.connect_ex(silent.getsockname())
+        both = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{n}", server.port)) for n in (2, 1)]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: both)
+        assert send(transport, timeout=1.0).outcome is SENT
+
+
 def test_a_name_look_up_that_hangs_is_left_behind_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
     look_up = socket.getaddrinfo

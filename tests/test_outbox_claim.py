@@ -66,8 +66,13 @@ def test_two_claims_never_share_a_row(engine: Engine, make_config: Any) -> None:
 
 
 def test_what_is_not_due_is_not_claimed(engine: Engine, config: Config) -> None:
-    accept(engine, config, send_at=(utcnow() + timedelta(hours=1)).isoformat())
-    assert outbox.claim(engine, token(), config) == Idle("empty")
+    accept(engine, config, "later", send_at=(utcnow() + timedelta(hours=1)).isoformat())
+    accept(engine, config, "sooner", send_at=(utcnow() + timedelta(minutes=1)).isoformat(), priority="low")
+    idle = outbox.claim(engine, token(), config)
+    assert isinstance(idle, Idle)
+    assert idle.reason == "empty"
+    assert idle.wait is not None
+    assert 55 < idle.wait <= 60, "what is due first, of any priority"
 
 
 def test_high_overtakes_and_a_claim_holds_one_priority(engine: Engine, config: Config) -> None:

@@ -16,6 +16,7 @@ from emailsvc.models import Attempt, DeadLetter, Email, StoredAttachment
 from emailsvc.outcome import Outcome, Result
 from tests.emails import (
     DEFERRED,
+    OUTAGE,
     REJECTED,
     SENT,
     UNCERTAIN,
@@ -93,6 +94,39 @@ def test_uncertain_with_retry_backs_off_and_is_bounded(engine: Engine, config: C
 def test_uncertain_with_retry_past_the_deadline_stays_uncertain(engine: Engine, config: Config) -> None:
     accept(engine, config, on_uncertain="retry", expires_at=(utcnow() + timedelta(seconds=2)).isoformat())
     assert record(engine, config, claim(engine, config), UNCERTAIN).reason == "uncertain"
+
+
+@pytest.mark.parametrize("result", [DEFERRED, REJECTED], ids=lambda r: r.outcome.value)
+def test_what_may_have_been_sent_is_never_given_up_as_undelivered(
+    engine: Engine, make_config: Any, result: Result
+) -> None:
+    config = make_config(max_retry_attempts=1)
+    accept(engine, config, on_uncertain="retry")
+    record(engine, config, claim(engine, config), UNCERTAIN)
+    make_due(engine)
+    recorded = record(engine, config, claim(engine, config), result)
+    assert (recorded.state, recorded.reason) == ("failed", "uncertain")
+    (letter,) = rows(engine, DeadLetter)
+    assert letter.reason == "uncertain"
+    assert letter.error == f"an earlier attempt may have reached the server; then: {result.text}"
+
+
+def test_an_outage_seen_by_a_late_worker_opens_nothing_and_one_recorded_twice_counts_once(
+    engine: Engine, config: Config
+) -> None:
+    accept(engine, config)
+    late = claim(engine, config)
+    end_leases(engine)
+    outbox.sweep(engine, config)
+    assert not record(engine, config, late, OUTAGE).won
+    assert switch(engine).outage_since is None
+    accept(engine, config, "m-2")
+    record(engine, config, claim(engine, config), OUTAGE)
+    move_switch(engine, 100, "next_probe_at")
+    probe = claim(engine, config)
+    for _ in range(2):
+        record(engine, config, probe, OUTAGE)
+    assert switch(engine).probe_delay == 10
 
 
 def test_with_an_idempotency_header_the_default_is_retry(engine: Engine, make_config: Any) -> None:

@@ -224,16 +224,30 @@ def test_a_pause_is_no_outage(engine: Engine, make_config: Any) -> None:
     assert outbox.sweep(engine, config).buried == []
 
 
-def test_it_finds_what_is_due_and_what_comes_within_the_minute(engine: Engine, config: Config) -> None:
-    soon = utcnow() + timedelta(seconds=20)
-    accept(engine, config, "soon", send_at=soon.isoformat())
-    accept(engine, config, "later", send_at=(soon + timedelta(hours=1)).isoformat())
-    swept = outbox.sweep(engine, config)
-    assert not swept.due
-    (moment,) = swept.upcoming
-    assert 0 <= (moment - soon).total_seconds() < 1, "a drain that comes before its mail is due finds nothing"
-    accept(engine, config, "now")
-    assert outbox.sweep(engine, config).due
+def test_no_mail_is_given_up_for_an_outage_in_which_nobody_could_try(engine: Engine, make_config: Any) -> None:
+    """A weekend's pause, workers that were all down, a backup restored: the mail server is asked first."""
+    config = make_config(outage_limit_seconds=100)
+    accept(engine, config)
+    record(engine, config, claim(engine, config), OUTAGE)
+    move(engine, 1000, "next_attempt_at")
+    move_switch(engine, 1000, "outage_since", "next_probe_at")
+    assert outbox.sweep(engine, config).buried == []
+    outbox.pause(engine, "for repairs")
+    move_switch(engine, -1000, "next_probe_at")
+    assert outbox.sweep(engine, config).buried == []
+    outbox.resume(engine)
+    assert outbox.sweep(engine, config).buried == [("m-1", "unreachable")]
+
+
+def test_what_may_have_been_sent_is_never_buried_as_undelivered(engine: Engine, make_config: Any) -> None:
+    config = make_config(on_uncertain="retry")
+    accept(engine, config, expires_at=(utcnow() + timedelta(hours=1)).isoformat())
+    record(engine, config, claim(engine, config), UNCERTAIN)
+    move(engine, 7200, "expires_at")
+    assert outbox.sweep(engine, config).buried == [("m-1", "uncertain")]
+    (letter,) = rows(engine, DeadLetter)
+    assert letter.reason == "uncertain"
+    assert letter.error.startswith("an earlier attempt may have reached the server; then: expires_at")
 
 
 def _let_hours_pass(engine: Engine, hours: int) -> None:

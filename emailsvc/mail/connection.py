@@ -137,11 +137,13 @@ class Connection(smtplib.SMTP):
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
         error: OSError | None = None
-        for family, kind, protocol, _, address in self._addresses(host, port):
+        addresses = self._addresses(host, port)
+        for number, (family, kind, protocol, _, address) in enumerate(addresses):
             sock = socket.socket(family, kind, protocol)
             try:
                 self._line.attach(sock)
-                sock.settimeout(self._line.remaining())
+                # A share of the time for each: a first address that swallows everything must not hide a good one.
+                sock.settimeout(self._line.remaining() / (len(addresses) - number))
                 sock.connect(address)
                 return self._prepare(sock)
             except OSError as exc:

@@ -32,8 +32,11 @@ PENDING, SENDING = has_status(Status.PENDING), has_status(Status.SENDING)
 ANY_PRIORITY = Email.priority.in_([literal_column(str(n)) for n in (0, 1, 2)])
 """Says nothing, and lets the index on (priority, next_attempt_at) bound the time."""
 
-PROBE_CHOICE = 100
-"""A probe takes one of so many due rows by lot, so that one bad address cannot keep an outage open for all."""
+PROBE_CHOICE = 10_000
+"""A probe takes one of so many due rows by lot, so that a list of bad addresses cannot keep an outage open for all."""
+
+LOCKED_SECONDS = 1.0
+"""When to ask again for a row that is due and was passed over, because another transaction has its lock."""
 
 Claimed = Any
 """A row in hand: the columns of ``_COLUMNS``."""
@@ -57,7 +60,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Nothing was claimed. ``wait`` is in how many seconds it is worth asking again, None when no time is known."""
+    """Nothing was claimed. ``wait`` is in how many seconds it is worth asking again; None when somebody else asks:
+    whoever adds a row, gives one back, or ends a pause.
+    """
 
     reason: str  # "empty", "paused", "outage" or "rate"
     wait: float | None = None
@@ -128,13 +133,14 @@ def _claim(connection: Connection, token: str, config: Config, low_first: bool) 
     rows = sorted(connection.execute(_LOW_FIRST if low_first else _HIGH_FIRST, values), key=lambda row: row.id)
     probe = False
     if not rows:
-        switch = connection.execute(select(Switch, db_now().label("now"))).one()
+        switch = connection.execute(select(Switch, db_now().label("now"), *_FIRST_DUE)).one()
         if switch.paused_at is not None:
             return Idle("paused")
+        wait = _until_due(switch)
+        if wait is None or wait > 0:
+            return Idle("empty", wait)
         if switch.outage_since is None:
-            return Idle("empty")
-        if not _anything_due(connection):
-            return Idle("empty")  # whoever adds a row, or gives one back, asks for a drain
+            return Idle("empty", LOCKED_SECONDS)
         if not take_probe(connection, switch.probe_delay):
             return Idle("outage", max(0.0, (switch.next_probe_at - switch.now).total_seconds()))
         rows = list(connection.execute(_PROBE, {**values, "size_limit": 1}))
@@ -146,9 +152,19 @@ def _claim(connection: Connection, token: str, config: Config, low_first: bool) 
     return Claim(token, rows, rows[0].now, len(rows) >= size, probe, start_at)
 
 
-def _anything_due(connection: Connection) -> bool:
-    due = select(Email.id).where(PENDING, ANY_PRIORITY, Email.next_attempt_at <= db_now()).limit(1)
-    return connection.execute(due).first() is not None
+_FIRST_DUE = [
+    select(sql.min(Email.next_attempt_at))
+    .where(PENDING, Email.priority == literal_column(str(priority)))
+    .scalar_subquery()
+    .label(f"due_{priority}")
+    for priority in (0, 1, 2)
+]
+
+
+def _until_due(switch: Any) -> float | None:
+    """Seconds until the first pending row is due, 0 or less when it is; None when there is none."""
+    times = [due for due in (switch.due_0, switch.due_1, switch.due_2) if due is not None]
+    return (min(times) - switch.now).total_seconds() if times else None
 
 
 def _book_slots(connection: Connection, now: datetime, seconds: float) -> None:
@@ -193,7 +209,7 @@ def scrub(connection: Connection, condition: Any, *, recipient: bool = False) ->
     owners = select(Email.id).where(condition)
     if recipient:  # a server's words may quote the address
         values |= {"recipient": None, "last_error": None}
-        connection.execute(update(Attempt).where(Attempt.email.in_(owners)).values(words="(erased)"))
+        connection.execute(update(Attempt).where(Attempt.email.in_(owners)).values(words="(erased)", domain=""))
         connection.execute(update(DeadLetter).where(DeadLetter.email.in_(owners)).values(error="(erased)"))
     connection.execute(delete(StoredAttachment).where(StoredAttachment.email.in_(owners)))
     connection.execute(update(Email).where(condition).values(**values))

@@ -133,8 +133,9 @@ _LONG_AGO = db_in(-10 * 365 * 86400.0)
 
 
 def _outage(hand: Hand, result: Result) -> Recorded:
+    if not release_rows(hand.connection, hand.token):
+        return _lost(hand)  # an outage seen by a worker that was frozen since is no news
     open_outage(hand.connection, result.text, probe=hand.probe)
-    release_rows(hand.connection, hand.token)
     return Recorded(True, False, "pending", "outage")
 
 
@@ -207,14 +208,22 @@ def _give_up(
             status="failed", attempts=attempts, next_attempt_at=None, lease_expires_at=None, last_error=error,
             **_maybe_sent(reason is Reason.UNCERTAIN),
         )
-        .returning(Email.erase_requested, RUNNING.label("running"))
+        .returning(Email.erase_requested, Email.maybe_sent, RUNNING.label("running"))
     ).first()  # fmt: skip
     if moved is None:
         return None
     if result is not None:
         _note_attempt(hand, result, worker_lost)
+    reason, error = verdict(moved.maybe_sent, reason, error)
     bury(hand.connection, hand.row.id, reason, error, attempts, discard=moved.erase_requested)
     return Recorded(True, moved.running, "failed", reason.value)
+
+
+def verdict(maybe_sent: bool, reason: Reason, error: str) -> tuple[Reason, str]:
+    """Whatever ended it: of a mail that an earlier attempt may have delivered, nobody may say that it was not."""
+    if maybe_sent and reason is not Reason.UNCERTAIN:
+        return Reason.UNCERTAIN, f"an earlier attempt may have reached the server; then: {error}"
+    return reason, error
 
 
 def _maybe_sent(uncertain: bool) -> dict[str, bool]:

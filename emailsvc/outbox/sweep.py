@@ -14,8 +14,8 @@ from sqlalchemy.exc import DataError, IntegrityError
 from emailsvc.config import Config
 from emailsvc.models import Attempt, DeadLetter, Email, Reason, Status, Switch, has_status
 from emailsvc.outbox.accept import add_to_counter
-from emailsvc.outbox.claim import ANY_PRIORITY, PENDING, SENDING, scrub, withdraw_erased
-from emailsvc.outbox.record import Hand, uncertain
+from emailsvc.outbox.claim import ANY_PRIORITY, PENDING, SENDING, release_rows, scrub
+from emailsvc.outbox.record import Hand, uncertain, verdict
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.outcome import Outcome, Result
 from emailsvc.sqltime import db_in, db_now
@@ -23,9 +23,10 @@ from emailsvc.sqltime import db_in, db_now
 log = logging.getLogger("emailsvc.outbox")
 
 CHUNK = 500
-LOOK_AHEAD_ROWS = 5000
 SETTLED_SECONDS = 300.0
 """An hour is rolled up only when so much of the next has passed: no transaction of ours lives that long."""
+
+PROBED_WITHIN_SECONDS = 60.0
 
 HOUR = timedelta(hours=1)
 HOURS_AT_A_TIME = 200
@@ -34,15 +35,14 @@ HOURS_AT_A_TIME = 200
 @dataclass(slots=True)
 class Swept:
     """What a sweep did. ``uncertain``: (email_id, state) of rows whose worker was lost; ``buried``: (email_id, reason)
-    of rows given up for another reason; ``due``: mail waits now."""
+    of rows given up for another reason.
+    """
 
     uncertain: list[tuple[str, str]] = field(default_factory=list)
     buried: list[tuple[str, str]] = field(default_factory=list)
     released: int = 0
     scrubbed: int = 0
     purged: int = 0
-    due: bool = False
-    upcoming: list[datetime] = field(default_factory=list)  # due times within the next minute
 
 
 def sweep(engine: Engine, config: Config) -> Swept:
@@ -56,7 +56,6 @@ def sweep(engine: Engine, config: Config) -> Swept:
     _bury_pending(engine, swept, Reason.EXPIRED, "expires_at passed before it could be sent", _OVERDUE)
     _bury_pending(engine, swept, Reason.UNREACHABLE, "the mail server was away for too long", _held_up(config))
     _roll_up(engine)
-    swept.due, swept.upcoming = _look_ahead(engine)
     return swept
 
 
@@ -90,7 +89,7 @@ def _take_claim(connection: Connection, token: str, config: Config, swept: Swept
     hand = Hand(connection, first, token, config, probe=False, seconds=0)
     lost = Result(Outcome.UNCERTAIN, "the worker was lost with this mail in hand; the server may have taken it")
     recorded = uncertain(hand, lost, worker_lost=True)
-    _hand_back(connection, rest, [row.id for row in rows[1:] if row.erase_requested])
+    release_rows(connection, token, rest)
     # Without the token the late worker cannot take this decision for its own commit.
     connection.execute(update(Email).where(Email.id.in_([first.id, *rest])).values(claim=None))
     swept.released += len(rest)
@@ -98,64 +97,42 @@ def _take_claim(connection: Connection, token: str, config: Config, swept: Swept
         swept.uncertain.append((first.email_id, recorded.state))
 
 
-def _hand_back(connection: Connection, ids: list[int], erased: list[int]) -> None:
-    if ids:
-        connection.execute(
-            update(Email).where(SENDING, Email.id.in_(ids)).values(status="pending", lease_expires_at=None)
-        )
-        withdraw_erased(connection, erased)
-
-
 _OVERDUE = (Email.expires_at <= db_now(),)
 
 
 def _held_up(config: Config) -> tuple[Any, ...]:
     limit = db_in(-config.outage_limit_seconds)
-    since = select(Switch.outage_since).scalar_subquery()
+    # While nothing may or can try (a pause, no worker), the server's absence is not known; a probe comes first.
+    tried_lately = Switch.next_probe_at > db_in(-PROBED_WITHIN_SECONDS - config.sweep_seconds)
+    since = select(Switch.outage_since).where(Switch.paused_at.is_(None), tried_lately).scalar_subquery()
     return (ANY_PRIORITY, Email.next_attempt_at <= limit, since <= limit)
 
 
 def _bury_pending(engine: Engine, swept: Swept, reason: Reason, error: str, condition: tuple[Any, ...]) -> None:
     def work(connection: Connection) -> int:
-        ids = _bury_some(connection, reason, error, condition)
-        swept.buried += [(email_id, reason.value) for email_id in ids]
-        return len(ids)
+        buried = _bury_some(connection, reason, error, condition)
+        swept.buried += buried
+        return len(buried)
 
     _in_chunks(engine, work)
 
 
-def _bury_some(connection: Connection, reason: Reason, error: str, condition: tuple[Any, ...]) -> list[str]:
+def _bury_some(connection: Connection, reason: Reason, error: str, condition: tuple[Any, ...]) -> list[tuple[str, str]]:
     some = select(Email.id).where(PENDING, *condition).order_by(Email.id).limit(CHUNK).with_for_update(skip_locked=True)
     rows = connection.execute(
         update(Email)
         .where(Email.id.in_(select(some.cte("some").c.id)))
         .values(status="failed", next_attempt_at=None, last_error=error)
-        .returning(Email.id, Email.email_id, Email.attempts)
+        .returning(Email.id, Email.email_id, Email.attempts, Email.maybe_sent)
     ).all()
-    if rows:
-        letters = [{"email": r.id, "reason": reason.value, "error": error, "attempts": r.attempts} for r in rows]
+    letters, buried = [], []
+    for row in rows:
+        why, words = verdict(row.maybe_sent, reason, error)
+        letters.append({"email": row.id, "reason": why.value, "error": words, "attempts": row.attempts})
+        buried.append((row.email_id, why.value))
+    if letters:
         connection.execute(insert(DeadLetter).values(created_at=db_now()), letters)
-    return [row.email_id for row in rows]
-
-
-def _look_ahead(engine: Engine) -> tuple[bool, list[datetime]]:
-    with engine.connect().execution_options(read_only=True) as connection:
-        due = select(Email.id).where(PENDING, ANY_PRIORITY, Email.next_attempt_at <= db_now()).limit(1)
-        soon = (
-            select(Email.next_attempt_at)
-            .where(PENDING, ANY_PRIORITY, Email.next_attempt_at > db_now(), Email.next_attempt_at <= db_in(60.0))
-            .limit(LOOK_AHEAD_ROWS)
-        )
-        times = [moment for moment in connection.execute(soon).scalars() if moment]
-        if len(times) == LOOK_AHEAD_ROWS:  # so many that every second has some
-            now = connection.execute(select(db_now())).scalar_one()
-            times = [now + timedelta(seconds=n) for n in range(1, 61)]
-        return connection.execute(due).first() is not None, sorted({_next_second(moment) for moment in times})
-
-
-def _next_second(moment: datetime) -> datetime:
-    """Never before it: a drain that comes too early finds nothing, and nobody asks again."""
-    return (moment + timedelta(microseconds=999_999)).replace(microsecond=0)
+    return buried
 
 
 def _roll_up(engine: Engine) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import cast
 
 from flask import Blueprint, Response
@@ -23,7 +22,6 @@ log = logging.getLogger("emailsvc.web")
 blueprint = Blueprint("webhook", __name__)
 blueprint.before_request(auth.require_sender)
 
-SCHEDULED_WITHIN = timedelta(seconds=60)  # what is due later is the sweep's
 MISMATCH = "This email_id was accepted before with other content; the first one stands and this one is not sent."
 
 
@@ -81,11 +79,10 @@ def _result(index: int, accepted: outbox.Accepted, config: Config) -> BatchResul
 
 def _wake_for(answers: Sequence[outbox.Accepted]) -> None:
     """After the commit, and for duplicates too: the first one's wake-up may have been lost."""
+    coming = [accepted.due_at for accepted in answers if accepted.due_at is not None]
     if any(accepted.due for accepted in answers):
         service().wake()
-        return
-    coming = [accepted.due_at for accepted in answers if accepted.due_at is not None]
-    if coming and min(coming) - clock.utcnow() <= SCHEDULED_WITHIN:
+    elif coming:
         service().schedule(min(coming))
 
 
