@@ -102,6 +102,12 @@ def to_ascii(domain: str) -> str | None:
     return encoded if same and _ascii_domain(encoded) else None
 
 
+def canonical(address: str) -> str:
+    """One spelling for all that reach the same person: NFC, lower case, the domain's A-labels."""
+    local, _, domain = unicodedata.normalize("NFC", address).lower().rpartition("@")
+    return f"{local}@{to_ascii(domain) or domain}"
+
+
 def address_in(text: str, domains: frozenset[str], field: str) -> None:
     """Also that its domain is one of ``domains`` (lower case); a domain may be written in Unicode or as A-labels."""
     address(text, field)

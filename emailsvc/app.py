@@ -33,7 +33,10 @@ logger = logging.getLogger("emailsvc")
 def create_app(config: Config | None = None) -> Flask:
     """Build the application. Raises ConfigurationError; touches neither database nor network."""
     config = config or from_environment(INSTANCE)
-    config.instance.mkdir(parents=True, exist_ok=True)
+    try:
+        config.instance.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigurationError(f"{config.instance} cannot be made: {exc.strerror}.") from exc
     app = Flask("emailsvc", instance_path=str(config.instance), static_folder=None)
     app.config.update(
         SQLALCHEMY_DATABASE_URI=config.database_url,

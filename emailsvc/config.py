@@ -147,7 +147,10 @@ def _check_together(config: Config, *, on_dyno: bool) -> None:
 def from_environment(instance: Path, dotenv: Path | None = None) -> Config:
     """The environment over `.env` (beside the instance folder unless ``dotenv`` says where)."""
     path = dotenv if dotenv is not None else instance.parent / ".env"
-    merged = {key: value for key, value in dotenv_values(path).items() if value is not None}
+    try:
+        merged = {key: value for key, value in dotenv_values(path).items() if value is not None}
+    except UnicodeDecodeError as exc:
+        raise ConfigurationError(f"{path} is not UTF-8 (byte {exc.start}).") from exc
     return load({**merged, **os.environ}, instance)
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -30,7 +30,7 @@ def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
     try:
         return decoder.decode(raw)
     except msgspec.ValidationError as exc:
-        raise translate(exc, raw) from exc
+        raise translate(exc, decoder.type, raw) from exc
     except RecursionError as exc:
         raise InvalidPayload("invalid_json", "The JSON is nested too deeply.", _deep_field(raw)) from exc
     except ValueError as exc:  # msgspec.DecodeError, and UnicodeDecodeError for bytes that are not UTF-8
@@ -42,7 +42,8 @@ def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
         raise InvalidPayload("invalid_json", f"The body is not JSON: {exc}.") from exc
 
 
-def translate(error: msgspec.ValidationError, raw: bytes = b"") -> InvalidPayload:
+def translate(error: msgspec.ValidationError, kind: Any, raw: bytes = b"") -> InvalidPayload:
+    """What is wrong with ``raw``, or with another source of a ``kind``, in words for its sender."""
     text, path = _split(str(error))
     named = _FIELD_NAMED.fullmatch(text)
     if named:
@@ -53,8 +54,19 @@ def translate(error: msgspec.ValidationError, raw: bytes = b"") -> InvalidPayloa
         return InvalidPayload("unknown_field", f"{field} is not a field of this request.", field)
     if path.endswith("[...]"):
         path = _member_at_fault(raw, path.removesuffix("[...]"))
+    if text.startswith("Invalid enum value"):
+        return InvalidPayload("invalid_field", f"{path} is {_choices(kind, path)}.", path)
+    text = text.replace("`float` that's a multiple of 1.0", "a whole number")
     code = "too_many" if re.search(r"`(array|object)` of length <=", text) else "invalid_field"
     return InvalidPayload(code, f"{path or 'The body'}: {text[0].lower()}{text[1:_LONGEST_SHOWN]}.", path or None)
+
+
+def _choices(kind: Any, name: str) -> str:
+    """The values of a declared ``Literal``, as in "high, normal or low"."""
+    (declared,) = (field.type for field in msgspec.structs.fields(kind) if field.encode_name == name)
+    literals = [declared] if get_origin(declared) is Literal else get_args(declared)
+    *values, last = [value for literal in literals for value in get_args(literal)]
+    return f"{', '.join(values)} or {last}"
 
 
 def _join(path: str, name: str) -> str:

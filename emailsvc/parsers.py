@@ -119,11 +119,19 @@ def domains(text: str) -> tuple[str, ...]:
 
 def database_url(text: str) -> str:
     scheme, _, rest = text.partition("://")
-    if scheme in ("postgres", "postgresql", "postgresql+psycopg") and _is_url(text):
+    # SQLAlchemy takes the first @ for the end of the password, and would quote the rest of it in its errors.
+    if (
+        scheme in ("postgres", "postgresql", "postgresql+psycopg")
+        and _is_url(text)
+        and urlsplit(text).netloc.count("@") <= 1
+    ):
         return f"postgresql+psycopg://{rest}"
     if scheme == "sqlite" and re.fullmatch(r"/[^?#]+", rest) and ":memory:" not in rest:
         return text
-    raise Bad("postgres://user:password@host:port/name, postgresql://… or sqlite:///file (a path, not :memory:)")
+    raise Bad(
+        "postgres://user:password@host:port/name (percent-encode @ : / in the password), postgresql://… "
+        "or sqlite:///file (a path, not :memory:)"
+    )
 
 
 def redis_url(text: str) -> str:

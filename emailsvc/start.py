@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,13 +16,15 @@ from urllib.request import urlopen
 
 import click
 from flask import current_app
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from emailsvc import schema
 from emailsvc.config import Config
+from emailsvc.errors import brief
 from emailsvc.extensions import service
 
 ROOT = Path(__file__).parent.parent
+DEFAULT_PORT = 8000
 READY_SECONDS = 30.0
 STOP_SECONDS = 28.0
 
@@ -33,10 +36,22 @@ def start() -> None:
     try:
         if schema.is_older(own.engine):
             schema.upgrade(current_app._get_current_object())  # type: ignore[attr-defined]
-    except OperationalError as exc:
-        raise click.ClickException(f"The database does not answer: {exc.orig}; check DATABASE_URL.") from exc
+    except SQLAlchemyError as exc:
+        raise click.ClickException(f"The database cannot be used: {brief(exc)}; check DATABASE_URL.") from exc
     own.engine.dispose()
+    _claim_port(own.config)
     raise SystemExit(_run(own.config))
+
+
+def _claim_port(config: Config) -> None:
+    """Before anything starts: whoever has the port would answer in our place, and we would greet."""
+    host, port = ("0.0.0.0", config.port) if config.port else ("127.0.0.1", DEFAULT_PORT)  # noqa: S104 - as gunicorn does
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            raise click.ClickException(f"Cannot listen on {host}:{port}: {exc.strerror}. Set PORT to another.") from exc
 
 
 def _run(config: Config) -> int:
@@ -64,6 +79,9 @@ def _procfile() -> dict[str, str]:
 
 def _spawn(command: str) -> subprocess.Popen[bytes]:
     environ = {key: value for key, value in os.environ.items() if key not in ("FLASK_RUN_FROM_CLI", "FLASK_APP")}
+    for name in ("PORT", "WEB_CONCURRENCY"):  # gunicorn reads them itself, and an empty value counts as none
+        if not environ.get(name, "").strip():
+            environ.pop(name, None)
     environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ.get('PATH', os.defpath)}"
     # A session of its own: the terminal's Ctrl-C reaches this process alone, which then stops the others in order.
     return subprocess.Popen(["/bin/sh", "-c", f"exec {command}"], cwd=ROOT, env=environ, start_new_session=True)  # noqa: S603
@@ -76,7 +94,10 @@ def _stop_requested() -> Iterator[list[int]]:
     def note(signum: int, _frame: Any) -> None:
         received.append(signum)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a closed terminal, unless under nohup
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, note) for number in numbers}
     try:
         yield received
     finally:
@@ -111,7 +132,7 @@ def _wait_until_ready(config: Config, processes: dict[str, subprocess.Popen[byte
 
 
 def _address(config: Config) -> str:
-    return f"http://127.0.0.1:{config.port or 8000}"
+    return f"http://127.0.0.1:{config.port or DEFAULT_PORT}"
 
 
 def _greeting(config: Config) -> str:

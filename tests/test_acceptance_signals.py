@@ -91,9 +91,12 @@ def test_sigterm_sent_twice_to_every_process_leaves_nothing_in_hand(
     assert copies(sink) == Counter(dict.fromkeys(ids, 1))
 
 
-def test_flask_start_shows_a_curl_that_works_and_ends_on_ctrl_c(make_stack: Callable[..., Stack]) -> None:
+def test_flask_start_shows_a_curl_that_works_and_ends_when_its_terminal_is_closed(
+    make_stack: Callable[..., Stack],
+) -> None:
     stack = make_stack()
-    del stack.environ["API_TOKENS"], stack.environ["WEB_CONCURRENCY"]
+    del stack.environ["API_TOKENS"]
+    stack.environ["WEB_CONCURRENCY"] = ""  # counts as none
     start = stack.spawn("start", "flask start")
     stack.wait_ready()
     command = wait_for(lambda: re.search(r"curl (?:.*\\\n)*.*", start.output()), 10, start.output)
@@ -104,9 +107,19 @@ def test_flask_start_shows_a_curl_that_works_and_ends_on_ctrl_c(make_stack: Call
     assert (stats["received"], stats["duplicates"], stats["sent"]) == (1, 1, 1)
     (written,) = (stack.folder / "instance" / "outbox").glob("*.eml")
     assert message_from_bytes(written.read_bytes(), policy=default)["To"]
-    start.signal(signal.SIGINT)
+    second_start = stack.run("flask start", check=False)
+    assert second_start.returncode == 1
+    assert f"Cannot listen on 0.0.0.0:{stack.port}: Address already in use. Set PORT" in second_start.stderr
+    assert "is running" not in second_start.stderr
+    start.signal(signal.SIGHUP)
     assert start.wait(25) == 0, start.output()
     assert "Traceback" not in start.output()
+    wait_for(lambda: not _port_is_open(stack.port), 5, "nothing to be left running")
+
+
+def _port_is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _play_curl(arguments: list[str]) -> tuple[int, bytes]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ GOOD: list[tuple[str, str, Any]] = [
 BAD: list[tuple[str, str, str]] = [
     ("DATABASE_URL", "mysql://u:p@h/d", "postgres://"),
     ("DATABASE_URL", "emails.db", "sqlite:///"),
+    ("DATABASE_URL", "postgres://u:p@rt@h/d", "percent-encode"),
     ("REDIS_URL", "localhost:6379", "redis:// or rediss://"),
     ("SMTP_URL", "mail.example.com", "smtp://user:password@host:587"),
     ("SMTP_URL", "http://mail.example.com", "smtps://"),
@@ -164,6 +166,7 @@ def test_a_bad_value_is_one_line_that_names_the_variable_the_value_and_what_is_a
     ("name", "text"),
     [
         ("DATABASE_URL", f"mysql://u:{HIDDEN}@h/d"),
+        ("DATABASE_URL", f"postgres://u:p@{HIDDEN}:p@h/d"),
         ("REDIS_URL", f"http://:{HIDDEN}@h"),
         ("SMTP_URL", f"smtp://u:{HIDDEN}@h:port"),
         ("SMTP_URL", f"smtp://u:{HIDDEN}#@h"),
@@ -190,6 +193,8 @@ def test_a_bad_value_that_may_hold_a_secret_is_never_shown(name: str, text: str)
         ("REDIS_URL", f"redis://h:{HIDDEN}"),
         ("REDIS_URL", f"redis://:{HIDDEN}@h?no_such_option=1"),
         ("REDIS_URL", f"redis://:{HIDDEN}@h?socket_timeout=soon"),
+        ("REDIS_URL", f"rediss://:{HIDDEN}@h?ssl_cert_reqs=maybe"),
+        ("REDIS_URL", f"redis://:{HIDDEN}@h?protocol=9"),
     ],
 )
 def test_a_url_that_only_its_library_can_tell_is_bad_stops_the_start_in_the_same_way(
@@ -308,6 +313,25 @@ def test_the_env_file_beside_the_instance_folder_is_read(dotenv: Path) -> None:
     dotenv.write_text('# a comment\nBATCH_SIZE=7\nexport MAIL_FROM="a@example.com"\n\nLOG_LEVEL\n')
     loaded = config.from_environment(dotenv.parent / "instance")
     assert (loaded.batch_size, loaded.mail_from, loaded.log_level) == (7, "a@example.com", "INFO")
+
+
+def test_an_env_file_that_is_not_utf8_is_named(dotenv: Path) -> None:
+    dotenv.write_bytes("# clé\n".encode("latin-1"))
+    with pytest.raises(ConfigurationError, match=r"\.env is not UTF-8"):
+        config.from_environment(dotenv.parent / "instance")
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b"garbage" * 99), lambda path: path.mkdir()])
+def test_a_queue_file_that_cannot_be_used_is_named(spoil: Callable[[Path], Any], tmp_path: Path) -> None:
+    spoil(tmp_path / "queue.db")
+    with pytest.raises(ConfigurationError, match=r"queue\.db cannot be used: .*holds only wake-ups"):
+        create_app(config.load({}, tmp_path))
+
+
+def test_an_instance_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="instance cannot be made: Not a directory"):
+        create_app(config.load({}, tmp_path / "file" / "instance"))
 
 
 def test_the_environment_comes_before_the_env_file(dotenv: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,7 +261,7 @@ def test_erasing_a_person_leaves_ids_and_times(engine: Engine, config: Config) -
         )
         assert found.final_at is not None
     assert rows(engine, StoredAttachment) == []
-    assert {a.text for a in rows(engine, Attempt)} == {"(erased)"}
+    assert {(a.text, a.domain) for a in rows(engine, Attempt)} == {("(erased)", "")}
     assert (row(engine, "bob").status, row(engine, "bob").body) == ("pending", "Text")
     assert (
         outbox.accept(engine, new_email("sent", user="eve@example.com", attachments=[attachment]), config).status
@@ -269,6 +269,24 @@ def test_erasing_a_person_leaves_ids_and_times(engine: Engine, config: Config) -
     )
     assert outbox.erase(engine, "eve@example.com") == 0
     assert reports.violations(engine, config) == []
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked"),
+    [
+        ("Ärger@Example.com", "ärger@example.com"),
+        ("a@Ä.example", "a@ä.example"),
+        ("i@exämple.com", "I@xn--exmple-cua.com"),
+        ("i@xn--exmple-cua.com", "i@EXÄMPLE.com"),
+    ],
+)
+def test_a_person_is_erased_however_the_address_is_spelled(
+    engine: Engine, config: Config, stored: str, asked: str
+) -> None:
+    accept(engine, config, "theirs", user=stored)
+    accept(engine, config, "other", user="arger@example.com")
+    assert outbox.erase(engine, asked) == 1
+    assert row(engine, "theirs").recipient is None
 
 
 def test_look_up_of_many_ids(engine: Engine, config: Config) -> None:

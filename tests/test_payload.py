@@ -320,6 +320,15 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], code: str, field: str) 
     assert refusal(encode(**changes)) == (code, field)
 
 
+def test_of_a_choice_the_allowed_values_are_named() -> None:
+    with pytest.raises(InvalidPayload) as raised:
+        parse(priority="HIGH")
+    assert raised.value.detail == "priority is high, normal or low."
+    with pytest.raises(InvalidPayload) as raised:
+        parse(on_uncertain="x")
+    assert raised.value.detail == "on_uncertain is hold or retry."
+
+
 @pytest.mark.parametrize("name", list(MINIMAL))
 def test_a_missing_field_is_named(name: str) -> None:
     raw = json.dumps({key: value for key, value in MINIMAL.items() if key != name}).encode()

@@ -66,6 +66,11 @@ def test_a_body_that_is_too_large_is_refused_whether_announced_or_not(stack: Sta
     assert received(stack) == 0
 
 
+def test_a_client_that_sends_all_of_a_body_that_is_too_large_gets_to_read_why(stack: Stack) -> None:
+    body = BODY + b" " * (20 * 1024 * 1024)
+    assert send(stack, b"Content-Length: %d\r\n\r\n%b" % (len(body), body)) == (413, "too_large")
+
+
 def test_a_body_that_breaks_off_is_refused_though_it_would_parse(stack: Stack) -> None:
     for request in (
         b"Content-Length: %d\r\n\r\n%b" % (len(BODY) + 1, BODY),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import ColumnElement, Engine, func, select, update
 from sqlalchemy.engine import Connection
 
+from emailsvc import addresses
 from emailsvc.errors import Conflict, NotFound
 from emailsvc.models import DeadLetter, Email, Status
 from emailsvc.outbox.claim import PENDING, SENDING, scrub
@@ -48,11 +49,21 @@ def erase(engine: Engine, address: str) -> int:
 
     What is being sent cannot be called back: it is marked, and ends with its next outcome.
     """
-    return in_transaction(engine, lambda connection: _erase(connection, address))
+    spellings = [func.lower(one) for one in _spellings(engine, address)]
+    return in_transaction(engine, lambda connection: _erase(connection, func.lower(Email.recipient).in_(spellings)))
 
 
-def _erase(connection: Connection, address: str) -> int:
-    theirs = func.lower(Email.recipient) == func.lower(address)
+def _spellings(engine: Engine, address: str) -> list[str]:
+    """The address as given, and as it stands on rows where databases do not compare well: beyond ASCII, by domain."""
+    if address.isascii() and "xn--" not in address.lower():
+        return [address]
+    key = addresses.canonical(address)
+    with engine.connect().execution_options(read_only=True) as connection:
+        stored = connection.execute(select(Email.recipient).where(Email.recipient.is_not(None)).distinct()).scalars()
+        return [address, *(one for one in stored if one and addresses.canonical(one) == key)]
+
+
+def _erase(connection: Connection, theirs: ColumnElement[bool]) -> int:
     rows = connection.execute(
         select(Email.id, Email.status).where(theirs).order_by(Email.id).with_for_update()
     ).all()  # fmt: skip

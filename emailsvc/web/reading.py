@@ -68,7 +68,7 @@ def query_as(kind: type[T]) -> T:
     try:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as exc:
-        raise translate(exc) from exc
+        raise translate(exc, kind) from exc
 
 
 def _number(text: str) -> str | int:
