@@ -46,6 +46,11 @@ class Reply:
         return json.loads(self.body)
 
 
+def _hear_hang_ups() -> None:
+    """As in a terminal; under nohup they are ignored, and children inherit that."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Process:
     """One line of the Procfile, running, in a process group of its own, its output in a file."""
 
@@ -60,6 +65,7 @@ class Process:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                preexec_fn=_hear_hang_ups,
             )
 
     @property
