@@ -377,14 +377,17 @@ def _engine(config: Config) -> Engine:
     """As the app makes it, but with one connection (nobody holds one while another is awake), and no care for disks."""
     options = engine_options(config) | {"pool_size": 1, "pool_pre_ping": False}
     engine = create_engine(config.database_url, **options)
-    if not config.is_sqlite:
-        return engine
-    prepare_sqlite(engine)
+    if config.is_sqlite:
+        prepare_sqlite(engine)
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
-        connection.execute("PRAGMA synchronous=OFF")
-        connection.create_function("random", 0, lambda: 0)  # the lot of a probe
+        if config.is_sqlite:
+            connection.execute("PRAGMA synchronous=OFF")
+            connection.create_function("random", 0, lambda: 0)  # the lot of a probe
+        else:
+            connection.execute("SELECT setseed(0)")  # the same, also on the connection that replaces a lost one
+            connection.commit()
 
     return engine
 

@@ -16,6 +16,7 @@ from emailsvc.clock import utcnow
 from emailsvc.config import Config
 from emailsvc.models import Email
 from emailsvc.outbox import Claim, Idle
+from emailsvc.outbox.claim import LOCKED_SECONDS
 from emailsvc.outcome import Outcome, Result
 from tests.emails import (
     DEFERRED,
@@ -248,6 +249,7 @@ def test_a_locked_row_is_passed_over_and_not_waited_for(engine: Engine, config: 
     with engine.begin() as other:
         other.execute(select(Email.id).where(Email.email_id == "a").with_for_update()).all()
         assert [r.email_id for r in claim(engine, config).rows] == ["b"]
+        assert outbox.claim(engine, token(), config) == Idle("empty", LOCKED_SECONDS), "somebody asks again"
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -215,6 +216,17 @@ def test_many_are_sent_again_after_a_dry_run(client: FlaskClient, engine: Engine
     assert client.post("/stats/dead-letters/replay", json={}).json == {"replayed": 2}
     assert client.post("/stats/dead-letters/replay", json={"reson": "rejected"}).status_code == 400
     assert client.post("/stats/dead-letters/replay").status_code == 415
+
+
+def test_a_bad_choice_or_number_is_answered_with_what_is_allowed(client: FlaskClient) -> None:
+    def detail(**changes: Any) -> str:
+        answer = client.post("/stats/dead-letters/replay", json=changes)
+        assert answer.json is not None
+        assert answer.status_code == 400
+        return str(answer.json["detail"])
+
+    assert detail(reason="foo") == "reason is rejected, exhausted, uncertain, expired or unreachable."
+    assert detail(limit=1.5) == "limit: expected a whole number."
 
 
 def test_delivery_is_paused_and_resumed(client: FlaskClient) -> None:
