@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, event, select, text
 
 from emailsvc import outbox
 from emailsvc.clock import utcnow
@@ -163,6 +163,20 @@ def test_an_outage_gives_out_one_probe_per_cool_down_in_the_whole_cluster(engine
     with ThreadPoolExecutor(4) as pool:
         made = [c for c in pool.map(lambda _: outbox.claim(engine, token(), config), range(4)) if isinstance(c, Claim)]
     assert [(len(c.rows), c.probe) for c in made] == [(1, True)]
+
+
+def test_a_list_of_bad_addresses_in_front_does_not_hide_the_good_ones_from_a_probe(
+    engine: Engine, config: Config
+) -> None:
+    accept(engine, config, *(f"bad-{n}" for n in range(150)), "good")
+    record(engine, config, claim(engine, config), OUTAGE)
+    move_switch(engine, 6, "next_probe_at")
+
+    @event.listens_for(engine, "before_cursor_execute", retval=True)
+    def _last_has_the_lot(_c: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> tuple[str, Any]:
+        return statement.replace("random()", "-emails.id"), parameters
+
+    assert [r.email_id for r in claim(engine, config).rows] == ["good"]
 
 
 def test_the_cool_down_grows_to_thirty_seconds(engine: Engine, config: Config) -> None:

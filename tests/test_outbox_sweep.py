@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 import pytest
+from flask import Flask
 from sqlalchemy import Engine, select, update
 
 from emailsvc import outbox, reports
@@ -237,6 +238,15 @@ def test_no_mail_is_given_up_for_an_outage_in_which_nobody_could_try(engine: Eng
     assert outbox.sweep(engine, config).buried == []
     outbox.resume(engine)
     assert outbox.sweep(engine, config).buried == [("m-1", "unreachable")]
+
+
+def test_every_sweep_asks_for_a_drain_which_looks_for_itself_whether_there_is_work(app: Flask) -> None:
+    """A wake-up may have been lost; and what is due later than drains are scheduled ahead is only noticed so."""
+    huey = app.extensions["huey"]
+    (sweep,) = huey._registry.periodic_tasks
+    huey.execute(sweep)
+    assert huey.pending_count() == 1
+    assert huey.dequeue().name == "drain"
 
 
 def test_what_may_have_been_sent_is_never_buried_as_undelivered(engine: Engine, make_config: Any) -> None:

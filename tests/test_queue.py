@@ -222,6 +222,13 @@ def test_what_is_further_away_than_a_minute_is_left_to_the_sweep(bench: Bench) -
     assert bench.scheduled == 1
 
 
+def test_where_sweeps_are_rare_drains_are_scheduled_as_far_as_to_the_next(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(SWEEP_SECONDS="3600")
+    bench.bell.schedule(in_seconds(3500))
+    bench.bell.schedule(in_seconds(3700))
+    assert bench.scheduled == 1
+
+
 def test_what_is_due_already_wakes_at_once(bench: Bench) -> None:
     bench.bell.schedule(in_seconds(-1))
     assert (bench.scheduled, bench.waiting) == (0, 1)
