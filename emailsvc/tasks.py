@@ -54,7 +54,7 @@ class Crew:
     config: Config
     engine: Engine
     make_transport: Callable[[], Transport]
-    name: str = field(default_factory=lambda: f"{socket.gethostname()[:40]}:{os.getpid()}")
+    name: str = field(default_factory=lambda: f"{socket.gethostname()[-56:]}:{os.getpid()}")
     stopping: threading.Event = field(default_factory=threading.Event)
     _own: threading.local = field(default_factory=threading.local)
     _all: list[Transport] = field(default_factory=list)

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, update
+from sqlalchemy import Engine, event, text, update
 from sqlalchemy.exc import OperationalError
 
 from emailsvc import delivery, outbox, reports
@@ -506,6 +506,19 @@ def test_an_outage_without_due_mail_is_left_alone(bench: Bench) -> None:
     asked = len(bench.scheduled), bench.wakes
     bench.run()
     assert (len(bench.scheduled), bench.wakes) == asked
+
+
+def test_the_name_of_a_worker_keeps_the_end_of_a_long_host_name_and_fits_its_column(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = "notifications-production-email-worker-deployment-7d9f8c6b5d-x2x9z"
+    monkeypatch.setattr("socket.gethostname", lambda: host)
+    monkeypatch.setattr("os.getpid", lambda: 4_194_304)  # the highest that Linux gives
+    name = Crew(bench.config, bench.engine, lambda: bench.transport).name
+    assert name.endswith("-7d9f8c6b5d-x2x9z:4194304")
+    outbox.heartbeat(bench.engine, name)  # PostgreSQL would refuse what is longer
+    with bench.engine.connect() as connection:
+        assert connection.execute(text("SELECT id FROM workers")).scalars().all() == [name]
 
 
 def test_at_a_shutdown_what_was_not_begun_goes_back_while_a_reply_is_still_waited_for(bench: Bench) -> None:
