@@ -1,4 +1,7 @@
-"""Signatures on webhooks by the Standard Webhooks scheme, https://www.standardwebhooks.com (symmetric, ``v1``)."""
+"""Signatures on webhooks by the Standard Webhooks scheme, https://www.standardwebhooks.com (symmetric, ``v1``).
+
+Svix, from whose scheme it was made, sends the same under names of its own.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ LEAST_BYTES = 16  # the scheme asks for 24 to 64; older secrets of other service
 NEW_SECRET_BYTES = 32
 MOST_SIGNATURES = 32  # a header of many candidates must not buy much work
 
-HEADERS = ID_HEADER, TIMESTAMP_HEADER, SIGNATURE_HEADER = "webhook-id", "webhook-timestamp", "webhook-signature"
+PARTS = "id", "timestamp", "signature"
+FAMILIES = "webhook", "svix"  # of a request that carries both in full, the first counts
+HEADERS = [f"{family}-{part}" for family in FAMILIES for part in PARTS]
 
 
 def make_secret() -> str:
@@ -50,11 +55,7 @@ def verify(secrets: Iterable[str], header: Callable[[str], str | None], body: Ca
     once the headers are in order, so that a stranger's ten megabytes are not read for nothing.
     Raises ServiceError(401) and nothing else, whatever the headers hold, beside what ``body`` raises.
     """
-    message_id, timestamp, signatures = (header(name) or "" for name in HEADERS)
-    if not (message_id and timestamp and signatures):
-        raise ServiceError(
-            401, "unsigned", f"The request needs {ID_HEADER}, {TIMESTAMP_HEADER} and {SIGNATURE_HEADER}."
-        )
+    message_id, timestamp, signatures = _signed_headers(header)
     _check_time(timestamp, now)
     try:
         signed = message_id.encode("latin-1"), timestamp.encode("latin-1")
@@ -70,18 +71,28 @@ def verify(secrets: Iterable[str], header: Callable[[str], str | None], body: Ca
         raise _bad_signature()
 
 
+def _signed_headers(header: Callable[[str], str | None]) -> list[str]:
+    for family in FAMILIES:
+        values = [header(f"{family}-{part}") or "" for part in PARTS]
+        if all(values):
+            return values
+    raise ServiceError(
+        401, "unsigned", "The request needs webhook-id, webhook-timestamp and webhook-signature (or svix-id and so on)."
+    )
+
+
 def _digest(key: bytes, message_id: bytes, timestamp: bytes, body: bytes) -> bytes:
     return hmac.digest(key, b"%b.%b.%b" % (message_id, timestamp, body), hashlib.sha256)
 
 
 def _check_time(text: str, now: float) -> None:
     if not re.fullmatch(r"[0-9]{1,12}", text, re.ASCII):
-        raise ServiceError(401, "bad_timestamp", f"{TIMESTAMP_HEADER} is not a whole number of seconds since 1970.")
+        raise ServiceError(401, "bad_timestamp", "The signature's timestamp is not a whole number of seconds since 1970.")
     if abs(now - int(text)) > TOLERANCE_SECONDS:
         raise ServiceError(
             401,
             "stale_timestamp",
-            f"{TIMESTAMP_HEADER} is more than {TOLERANCE_SECONDS // 60} minutes from this server's time.",
+            f"The signature's timestamp is more than {TOLERANCE_SECONDS // 60} minutes from this server's time.",
         )
 
 
@@ -100,4 +111,4 @@ def _decode_signatures(text: str) -> list[bytes]:
 
 
 def _bad_signature() -> ServiceError:
-    return ServiceError(401, "bad_signature", f"No signature in {SIGNATURE_HEADER} fits one of the configured secrets.")
+    return ServiceError(401, "bad_signature", "No signature fits one of the configured secrets.")

@@ -83,6 +83,37 @@ def test_any_secret_and_any_signature_may_fit_so_that_both_ends_can_rotate() -> 
     assert refusal(headers(signature=old)) == "bad_signature"
 
 
+def svix(given: dict[str, str]) -> dict[str, str]:
+    return {name.replace("webhook-", "svix-"): value for name, value in given.items()}
+
+
+@pytest.mark.parametrize(("secret", "message_id", "timestamp", "body", "signature"), VECTORS)
+def test_the_same_scheme_goes_under_svix_s_names(
+    secret: str, message_id: str, timestamp: int, body: str, signature: str
+) -> None:
+    on_the_wire = {
+        "svix-id": message_id.encode().decode("latin-1"),
+        "svix-timestamp": str(timestamp),
+        "svix-signature": signature,
+    }
+    verify([secret], on_the_wire.get, body.encode, timestamp)
+
+
+def test_under_svix_s_names_the_same_is_refused() -> None:
+    wrong = sign(OTHER, "msg_1", NOW, BODY)
+    assert refusal(svix(headers(signature=wrong))) == "bad_signature"
+    assert refusal(svix(headers(timestamp="1"))) == "stale_timestamp"
+    assert refusal(svix(headers(timestamp="x"))) == "bad_timestamp"
+    assert refusal(svix(headers(id=None))) == "unsigned"
+
+
+def test_of_both_families_webhook_wins_and_they_are_never_mixed() -> None:
+    wrong = headers(signature=sign(OTHER, "msg_1", NOW, BODY))
+    verify([SECRET], (headers() | svix(wrong)).get, lambda: BODY, NOW)
+    assert refusal(wrong | svix(headers())) == "bad_signature"
+    assert refusal(headers(id=None) | {"svix-id": "msg_1"}) == "unsigned"
+
+
 @pytest.mark.parametrize("seconds", [-TOLERANCE_SECONDS, 0, TOLERANCE_SECONDS])
 def test_five_minutes_either_way_are_tolerated(seconds: int) -> None:
     verify([SECRET], headers().get, lambda: BODY, NOW + seconds)

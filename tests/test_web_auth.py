@@ -178,7 +178,8 @@ def test_a_remembered_password_is_no_use_to_a_foreign_page(make_client: Make, ro
 def test_webhooks_take_a_signature_or_a_token(make_client: Make, route: Route) -> None:
     body = json.dumps(payload() if route.path == "/webhook/email" else {"emails": [payload()]}).encode()
     client = make_client(api_tokens=TOKEN, webhook_secrets=f"{signing.make_secret()},{SECRET}")
-    for headers in (signed(body), BEARER | {"Content-Type": "application/json"}):
+    svix = {name.replace("webhook-", "svix-"): value for name, value in signed(body).items()}
+    for headers in (signed(body), svix, BEARER | {"Content-Type": "application/json"}):
         answer = client.post(route.path, data=body, headers=headers, environ_overrides=STRANGER)
         assert answer.status_code in (200, 202)
     for headers in (signed(body, signing.make_secret()), signed(body + b" "), {}, basic()):
@@ -205,6 +206,7 @@ def test_a_wrong_token_is_told_also_where_a_signature_would_do(make_client: Make
     assert code(json_type | wrong) == "bad_token"
     assert code(json_type) == "unsigned"
     assert code(json_type | wrong | {"webhook-id": "1"}) == "unsigned"
+    assert code(json_type | wrong | {"svix-id": "1"}) == "unsigned"
     assert client.post("/webhook/email", data=body, headers=signed(body) | wrong).status_code == 202
 
 

@@ -40,7 +40,8 @@ _SCHEMES: Json = {
         "type": "apiKey",
         "in": "header",
         "name": "webhook-signature",
-        "description": "Standard Webhooks, with webhook-id and webhook-timestamp, by one of WEBHOOK_SECRETS.",
+        "description": "Standard Webhooks, with webhook-id and webhook-timestamp, by one of WEBHOOK_SECRETS. "
+        "Or the same under Svix's names: svix-signature, svix-id, svix-timestamp.",
     },
 }
 _INTRODUCTION = (
