@@ -87,7 +87,7 @@ def _digest(key: bytes, message_id: bytes, timestamp: bytes, body: bytes) -> byt
 
 def _check_time(text: str, now: float) -> None:
     if not re.fullmatch(r"[0-9]{1,12}", text, re.ASCII):
-        raise ServiceError(401, "bad_timestamp", "The signature's timestamp is not a whole number of seconds since 1970.")
+        raise ServiceError(401, "bad_timestamp", "The signature's timestamp is not a number of seconds since 1970.")
     if abs(now - int(text)) > TOLERANCE_SECONDS:
         raise ServiceError(
             401,
