@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -143,6 +144,28 @@ def test_a_bulk_replay_takes_many_transactions_and_stops_at_its_limit(
     assert reports.stats(engine)["pending"] == 5
     assert outbox.replay_many(engine) == 4
     assert reports.violations(engine, config) == []
+
+
+def test_a_bulk_replay_ends_and_takes_each_letter_once_though_they_fail_again_meanwhile(
+    engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker between any two chunks sends what was replayed, and the server leaves all of it uncertain again."""
+    transaction = outbox.deadletters.in_transaction
+
+    def replayed_and_sent(engine: Engine, work: Any) -> Any:
+        count = transaction(engine, work)
+        while isinstance(made := outbox.claim(engine, token(), config), Claim):
+            for number in range(len(made.rows)):
+                record(engine, config, made, UNCERTAIN, number)
+        return count
+
+    monkeypatch.setattr(outbox.deadletters, "CHUNK", 2)
+    _fail(engine, config, *(f"m-{n}" for n in range(6)), result=UNCERTAIN)
+    monkeypatch.setattr(outbox.deadletters, "in_transaction", replayed_and_sent)
+    assert outbox.replay_many(engine, limit=50) == 6
+    per_email = Counter(letter.email for letter in rows(engine, DeadLetter))
+    assert set(per_email.values()) == {2}, "the letter that was replayed, and the one of its only further attempt"
+    assert reports.stats(engine)["dead_letters"] == 6
 
 
 def test_pages_of_dead_letters_are_complete_and_never_repeat(engine: Engine, config: Config) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, case, select, update
+from sqlalchemy import Connection, Engine, case, func, select, update
 
 from emailsvc.errors import Conflict, NotFound
 from emailsvc.models import DeadLetter, Email, Resolution, Status, has_status
@@ -50,9 +50,8 @@ def replay_many(
 ) -> int:
     """Replay the oldest ``limit`` unresolved ones that match; the number replayed (or that would be, with ``dry_run``).
 
-    Those whose content is gone are passed over.
+    Those whose content is gone are passed over, and so are those written after the call began.
     """
-
     conditions: list[Any] = [DeadLetter.resolved_at.is_(None), Email.scrubbed_at.is_(None)]
     if reason is not None:
         conditions.append(DeadLetter.reason == reason)
@@ -65,6 +64,8 @@ def replay_many(
     if dry_run:
         with engine.connect().execution_options(read_only=True) as connection:
             return len(connection.execute(found.limit(limit)).all())
+    # What fails again meanwhile has a new letter, with a higher id: no e-mail is replayed twice, and this ends.
+    found = found.where(DeadLetter.id <= _newest_unresolved(engine))
     total = 0
     while total < limit:
         some = found.limit(min(CHUNK, limit - total))
@@ -73,6 +74,12 @@ def replay_many(
         if count == 0:
             break
     return total
+
+
+def _newest_unresolved(engine: Engine) -> int:
+    newest = select(func.max(DeadLetter.id)).where(DeadLetter.resolved_at.is_(None))
+    with engine.connect().execution_options(read_only=True) as connection:
+        return connection.execute(newest).scalar() or 0
 
 
 def _replay_some(connection: Connection, some: Any) -> int:
