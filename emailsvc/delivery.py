@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -234,13 +234,13 @@ class _Batch:
 
         try:
             return self.drain.persist(lambda: write(result), "record")
-        except SQLAlchemyError as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the row must not stay in hand
             # Not away, but refusing these values; the outcome matters more than the server's words. Of the error only
             # its kind is logged: PostgreSQL's own words quote the whole row.
             fields = {"email_id": row.email_id, "outcome": result.outcome, "error": type(exc).__name__}
             log.error("record_refused", extra={"fields": fields})
-            bland = Result(result.outcome, "(the server's words could not be stored)", result.code)
-            return self.drain.persist(lambda: write(bland), "record", (SQLAlchemyError,))
+            bland = replace(result, text="(the server's words could not be stored)")
+            return self.drain.persist(lambda: write(bland), "record", (Exception,))
 
     def _after(self, row: Claimed, result: Result, recorded: Recorded, began: float) -> bool:
         seconds = monotonic() - began

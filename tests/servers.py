@@ -230,11 +230,11 @@ class PostgreSQL(_Server):
     def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
         return psycopg.connect(self.url(database), autocommit=True, connect_timeout=5)
 
-    def create_database(self, template: str = "template1") -> str:
+    def create_database(self, template: str = "template1", options: str = "") -> str:
         """A new database cloned from ``template`` (to which nobody may be connected); returns its name."""
         with self._lock, contextlib.closing(self.connect()) as connection:
             name = f"test{next(self._numbers)}"
-            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'.encode())
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" {options}'.encode())
         return name
 
     def drop_database(self, name: str) -> None:

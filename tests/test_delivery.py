@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, text, update
+from sqlalchemy import Engine, event, insert, text, update
 from sqlalchemy.exc import OperationalError
 
+from emailsvc import config as configuration
 from emailsvc import delivery, outbox, reports
+from emailsvc.app import create_app
 from emailsvc.clock import monotonic, utcnow
 from emailsvc.config import Config
 from emailsvc.delivery import Drain
 from emailsvc.mail import Mail
 from emailsvc.mail.memory import MemoryTransport
-from emailsvc.models import DeadLetter, Email
+from emailsvc.models import Attempt, Base, DeadLetter, Email, Switch
 from emailsvc.outcome import Outcome, Result
 from emailsvc.queue import Doorbell, build
 from emailsvc.tasks import Crew
@@ -38,6 +41,7 @@ from tests.emails import (
     rows,
     switch,
 )  # fmt: skip
+from tests.servers import PostgreSQL
 
 
 @dataclass
@@ -65,6 +69,20 @@ class Bench:
 @pytest.fixture
 def bench(engine: Engine, config: Config) -> Bench:
     return Bench(engine, config)
+
+
+@pytest.fixture
+def latin1(postgresql: PostgreSQL, tmp_path: Path) -> Iterator[Bench]:
+    """On a database that cannot hold every word, as one that somebody else made years ago."""
+    name = postgresql.create_database("template0", "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'")
+    settings = configuration.load({"DATABASE_URL": postgresql.url(name)}, tmp_path)
+    engine: Engine = create_app(settings).extensions["emailsvc"].engine
+    Base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(insert(Switch).values(id=1, rolled_up_to=utcnow()))
+    yield Bench(engine, settings)
+    engine.dispose()
+    postgresql.drop_database(name)
 
 
 @pytest.fixture
@@ -124,6 +142,24 @@ def test_a_retry_keeps_its_message_id(bench: Bench) -> None:
         make_due(bench.engine)
     assert row(bench.engine).status == "sent"
     assert len({mail.message_id for mail in bench.transport.attempts}) == 1
+
+
+def test_words_that_the_database_cannot_hold_cost_the_words_and_not_the_outcome(latin1: Bench) -> None:
+    """psycopg's UnicodeEncodeError is none of SQLAlchemy's errors."""
+    _refuse_with_words_that_cannot_be_stored(latin1, "550 5.7.1 Письмо отклонено")
+
+
+def test_a_record_that_fails_in_a_way_nobody_foresaw_costs_the_words_and_not_the_outcome(bench: Bench) -> None:
+    _refuse_with_words_that_cannot_be_stored(bench, "550 5.7.1 \ud800")
+
+
+def _refuse_with_words_that_cannot_be_stored(bench: Bench, words: str) -> None:
+    accept(bench.engine, bench.config, "refused", "next")
+    bench.answer(Result(Outcome.REJECTED, words, 550, "5.7.1")).run()
+    (letter,) = rows(bench.engine, DeadLetter)
+    assert (letter.reason, letter.error) == ("rejected", "(the server's words could not be stored)")
+    assert [(a.code, a.enhanced) for a in rows(bench.engine, Attempt)] == [(550, "5.7.1")]
+    assert (row(bench.engine, "refused").status, row(bench.engine, "next").status) == ("failed", "sent")
 
 
 def test_one_bad_mail_does_not_hold_up_the_next(bench: Bench) -> None:
