@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
+from huey.storage import RedisStorage
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.backoff import NoBackoff
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.lock import Lock
+from redis.retry import Retry
 from sqlalchemy.exc import SQLAlchemyError
 
-from emailsvc import reports, schema
+from emailsvc import outbox, reports, schema
+from emailsvc.clock import utcnow
 from emailsvc.config import Config
 from emailsvc.errors import brief
 from emailsvc.extensions import Service
+from emailsvc.locks import PREFIX
 from emailsvc.mail import smtp
 
 GREYLISTING_SECONDS = 300.0
 """What a greylisting server commonly asks a new sender to wait."""
+
+REDIS_KEYS = f"huey.*.emailsvc* and {PREFIX}*"
+"""Every key of the service in Redis, and those on which the check tries what the service does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +39,7 @@ class Finding:
 
 
 def diagnose(own: Service) -> list[Finding]:
-    """Every finding, in the order of the way an e-mail takes. Nothing is changed."""
+    """Every finding, in the order of the way an e-mail takes. What is written to try it is taken away again."""
     return [*_configuration(own.config), *_database(own), *_redis(own.config), *_mail_server(own.config)]
 
 
@@ -53,12 +65,18 @@ def _database(own: Service) -> Iterator[Finding]:
         if schema.is_older(own.engine):
             yield Finding("wrong", "database", "its schema is older than this code: run `flask db upgrade`")
             return
-        yield Finding("ok", "database", f"reachable ({own.engine.dialect.name}), the schema fits")
+        outbox.try_commit(own.engine)
+        yield Finding("ok", "database", f"takes commits ({own.engine.dialect.name}), the schema fits")
+        problems = reports.readiness(own.engine, own.config)
         violations = reports.violations(own.engine, own.config)
         state = reports.delivery_state(own.engine)
     except SQLAlchemyError as exc:
-        yield Finding("wrong", "database", f"does not answer: {brief(exc)}; check DATABASE_URL")
+        yield Finding("wrong", "database", f"cannot be used: {brief(exc)}; check DATABASE_URL")
         return
+    for problem in problems:
+        yield Finding("wrong", "readiness", problem)
+    if not problems:
+        yield Finding("ok", "readiness", "a worker is alive, and nothing has been due for too long")
     for violation in violations:
         yield Finding("wrong", "invariant", violation)
     if not violations:
@@ -72,11 +90,44 @@ def _redis(config: Config) -> Iterator[Finding]:
         yield Finding("ok", "queue", "a SQLite file in instance/ (REDIS_URL is not set)")
         return
     try:
-        with Redis.from_url(config.redis_url, socket_timeout=3, socket_connect_timeout=3) as client:
-            client.ping()
-        yield Finding("ok", "redis", "answers")
+        with Redis.from_url(
+            config.redis_url, socket_timeout=3, socket_connect_timeout=3, retry=Retry(NoBackoff(), 0)
+        ) as client:
+            _use(client)
+        yield Finding("ok", "redis", "takes and gives wake-ups and locks")
     except RedisError as exc:
-        yield Finding("wrong", "redis", f"does not answer: {exc}; check REDIS_URL")
+        yield Finding("wrong", "redis", f"cannot be used: {exc}; {_what_to_do(exc)}")
+
+
+def _use(client: Redis) -> None:
+    """Enqueue, pop, schedule, lock and release by script, as the service does. Raises RedisError."""
+    word = secrets.token_hex(4)
+    storage = RedisStorage(f"emailsvc_check_{word}", connection_pool=client.connection_pool)
+    lock = Lock(client, f"{PREFIX}check_{word}", timeout=10, blocking=False)
+    try:
+        storage.queue_size()
+        storage.enqueue(b"check")
+        if storage.dequeue() != b"check":
+            raise RedisError("what was put in did not come out")
+        storage.add_to_schedule(b"check", utcnow())
+        storage.read_schedule(utcnow() + timedelta(hours=1))
+        lock.acquire()
+        lock.release()
+    finally:
+        with contextlib.suppress(RedisError):
+            client.delete(storage.queue_key)
+            client.delete(storage.schedule_key)
+            client.delete(lock.name)
+
+
+def _what_to_do(exc: RedisError) -> str:
+    if isinstance(exc, OutOfMemoryError):
+        return "it is full: raise its maxmemory, or remove what fills it"
+    if isinstance(exc, ReadOnlyError):
+        return "it is a replica: name its primary in REDIS_URL"
+    if isinstance(exc, ResponseError):
+        return f"the service needs lists, sorted sets and scripts on the keys {REDIS_KEYS}"
+    return "check REDIS_URL"
 
 
 def _mail_server(config: Config) -> Iterator[Finding]:

@@ -18,6 +18,8 @@ from redis.lock import Lock
 
 log = logging.getLogger("emailsvc.locks")
 
+PREFIX = "emailsvc.lock."
+
 
 class Locks(Protocol):
     @contextmanager
@@ -33,9 +35,7 @@ class RedisLocks:
     @contextmanager
     def hold(self, name: str, seconds: float) -> Iterator[bool]:
         # redis-py's Lock: owner token, release by script. An expired lock must not raise over the work's own outcome.
-        lock = Lock(
-            self._client, f"emailsvc.lock.{name}", timeout=seconds, blocking=False, raise_on_release_error=False
-        )
+        lock = Lock(self._client, f"{PREFIX}{name}", timeout=seconds, blocking=False, raise_on_release_error=False)
         try:
             held = bool(lock.acquire())
         except RedisError as exc:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, func, select, tuple_
@@ -18,6 +20,9 @@ from emailsvc.models import PRIORITIES, Attempt, Counter, DeadLetter, Email, Sta
 from emailsvc.sqltime import db_in, db_now
 
 WORKER_SILENT_SECONDS = 60.0
+MIN_FREE_BYTES = 2**20
+"""A commit may still fit where there is less, because SQLite writes its log over and over; soon none will."""
+
 EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 _PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
 
@@ -227,9 +232,18 @@ def readiness(engine: Engine, config: Config) -> list[str]:
         oldest = connection.execute(_oldest_due()).scalar_one()
         now = connection.execute(select(db_now())).scalar_one()
     wrong = [] if alive else ["no worker has been alive in the last minute"]
+    if disk_is_full(engine):
+        wrong.append("the disk of the database is full")
     if oldest is not None and (now - oldest).total_seconds() > config.ready_max_age_seconds:
         wrong.append(f"mail has been due for longer than READY_MAX_AGE_SECONDS ({config.ready_max_age_seconds:g})")
     return wrong
+
+
+def disk_is_full(engine: Engine) -> bool:
+    """Only SQLite's disk can be seen from here."""
+    if engine.dialect.name != "sqlite":
+        return False
+    return shutil.disk_usage(Path(str(engine.url.database)).resolve()).free < MIN_FREE_BYTES
 
 
 def violations(engine: Engine, config: Config) -> list[str]:

@@ -12,7 +12,7 @@ from emailsvc.outbox.record import Recorded, expire, record
 from emailsvc.outbox.sweep import Swept, retain, sweep
 from emailsvc.outbox.switch import FRESH_SECONDS, may_start, pause, resume
 from emailsvc.outbox.withdraw import cancel, erase
-from emailsvc.outbox.workers import forget_worker, heartbeat
+from emailsvc.outbox.workers import forget_worker, heartbeat, try_commit
 
 __all__ = [
     "FRESH_SECONDS",
@@ -44,4 +44,5 @@ __all__ = [
     "resume",
     "retain",
     "sweep",
+    "try_commit",
 ]

@@ -1,0 +1,198 @@
+"""`flask check` and `/readyz` about what answers and yet cannot be used: a Redis, a full disk, no worker."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from sqlalchemy import Engine, text
+
+from emailsvc import outbox, reports
+from emailsvc.config import Config
+from emailsvc.diagnosis import REDIS_KEYS, Finding, diagnose
+from emailsvc.reports import MIN_FREE_BYTES
+from tests.servers import Redis, free_port, wait_for
+from tests.smtpd import Smtpd
+from tests.stack import SHORT, Stack, copies, email, smtp_url
+
+sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+postgresql_only = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def found(app: Flask, subject: str) -> Finding:
+    findings = {finding.subject: finding for finding in diagnose(app.extensions["emailsvc"])}
+    return findings[subject]
+
+
+# Redis
+
+
+@pytest.fixture
+def redis_finding(
+    make_app: Callable[[Config], Flask], make_config: Callable[..., Config], own_redis: Redis
+) -> Callable[..., Finding]:
+    """What the check says about this test's own Redis, for a user of it if one is named."""
+
+    def find(user: str = "") -> Finding:
+        url = own_redis.url.replace("://", f"://{user}:word@") if user else own_redis.url
+        return found(make_app(make_config(redis_url=url)), "redis")
+
+    return find
+
+
+def keys_of(server: Redis) -> list[bytes]:
+    with server.client() as client:
+        return list(client.keys())
+
+
+@sqlite_only
+def test_a_redis_that_can_be_used_is_fine_and_nothing_is_left_in_it(
+    redis_finding: Callable[..., Finding], own_redis: Redis
+) -> None:
+    assert redis_finding().level == "ok"
+    assert keys_of(own_redis) == []
+
+
+@sqlite_only
+def test_a_full_redis_is_wrong(redis_finding: Callable[..., Finding], own_redis: Redis) -> None:
+    with own_redis.client() as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", "1")
+    finding = redis_finding()
+    assert finding.level == "wrong"
+    assert "maxmemory" in finding.text
+
+
+@sqlite_only
+def test_a_read_only_redis_is_wrong(redis_finding: Callable[..., Finding], own_redis: Redis) -> None:
+    with own_redis.client() as client:
+        client.replicaof("127.0.0.1", str(free_port()))
+    finding = redis_finding()
+    assert finding.level == "wrong"
+    assert finding.text.endswith("it is a replica: name its primary in REDIS_URL")
+
+
+@sqlite_only
+@pytest.mark.parametrize(
+    "rights",
+    [
+        "~other* +@all",
+        "~huey.* +@all",
+        "~emailsvc.lock.* +@all",
+        "~* +@all -@scripting",
+        "~* +@all -brpop",
+        "~* +@read",
+    ],
+)
+def test_a_redis_whose_user_lacks_a_right_is_wrong_and_the_keys_are_named(
+    redis_finding: Callable[..., Finding], own_redis: Redis, rights: str
+) -> None:
+    with own_redis.client() as client:
+        client.execute_command("ACL", "SETUSER", "mail", "on", ">word", *rights.split())
+    finding = redis_finding("mail")
+    assert finding.level == "wrong"
+    assert REDIS_KEYS in finding.text
+    assert "word" not in finding.text
+    assert [key for key in keys_of(own_redis) if b"lock" in key] == []
+
+
+@sqlite_only
+def test_the_rights_that_the_readme_gives_are_enough(redis_finding: Callable[..., Finding], own_redis: Redis) -> None:
+    (line,) = re.findall(r"ACL SETUSER emailsvc on >PASSWORD (.+)", README)
+    assert {word for word in line.split() if word.startswith("~")} == {f"~{keys}" for keys in REDIS_KEYS.split(" and ")}
+    with own_redis.client() as client:
+        client.execute_command("ACL", "SETUSER", "emailsvc", "on", ">word", *line.split())
+    assert redis_finding("emailsvc").level == "ok"
+    assert keys_of(own_redis) == []
+
+
+# The database
+
+
+def test_a_worker_must_be_alive(app: Flask, engine: Engine) -> None:
+    silent = Finding("wrong", "readiness", "no worker has been alive in the last minute")
+    assert found(app, "readiness") == silent
+    assert found(app, "readiness") == silent, "the check's own row is no worker"
+    outbox.heartbeat(engine, "a worker")
+    assert found(app, "readiness").level == "ok"
+
+
+def test_a_check_leaves_nothing_behind(app: Flask, engine: Engine) -> None:
+    assert found(app, "database").level == "ok"
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM workers")).scalar_one() == 0
+
+
+@postgresql_only
+def test_a_database_that_takes_no_commit_is_wrong(app: Flask, engine: Engine) -> None:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        name = connection.execute(text("SELECT current_database()")).scalar_one()
+        connection.execute(text(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'))
+    engine.dispose()
+    finding = found(app, "database")
+    assert finding.level == "wrong"
+    assert "read-only transaction" in finding.text
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of this test's own, which takes root to mount."""
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("a disk to fill cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_full_volume_is_named_and_work_goes_on_when_there_is_room_again(
+    volume: Path, sink: Smtpd, make_stack: Callable[..., Stack]
+) -> None:
+    sink.behaviour.mail_delay = 0.1
+    stack = make_stack(DATABASE_URL=f"sqlite:///{volume}/emailsvc.db", SMTP_URL=smtp_url(sink), **SHORT)
+    stack.start(workers=1)
+    ids = [f"mail-{number}" for number in range(60)]
+    for email_id in ids:
+        assert stack.post(email(email_id)).status == 202
+    wait_for(lambda: len(copies(sink)) > 5, 20, "some mail to be sent")
+    fill(volume / "filler")
+    wait_for(lambda: stack.post(email("large", body="x" * 100_000)).status == 503, 20, "a webhook to be refused")
+    ready = stack.get("/readyz")
+    assert ready.status == 503
+    assert any("disk of the database is full" in problem for problem in ready.json["problems"])
+    check = stack.run("flask check", check=False)
+    assert check.returncode == 1
+    assert "disk is full" in check.stdout or "disk of the database is full" in check.stdout
+    (volume / "filler").unlink()
+    assert stack.post_until_answered(email("large", body="x" * 100_000))[0].status == 202
+    assert stack.wait_settled(60)["sent"] == len(ids) + 1
+    assert max(copies(sink).values()) == 1
+    wait_for(lambda: stack.get("/readyz").status == 200, 20, "the service to be ready")
+
+
+@sqlite_only
+def test_room_is_measured_where_the_file_lies(config: Config, engine: Engine, volume: Path) -> None:
+    assert reports.disk_is_full(engine) is False
+    real = Path(str(engine.url.database))
+    moved = volume / real.name
+    moved.write_bytes(real.read_bytes())
+    real.unlink()
+    real.symlink_to(moved)
+    assert reports.disk_is_full(engine) is False
+    with (volume / "filler").open("wb") as file:
+        file.write(bytes(24 * 2**20 - moved.stat().st_size - MIN_FREE_BYTES + 4096))
+    assert reports.disk_is_full(engine) is True
