@@ -38,6 +38,11 @@ SLOW_SECONDS = 5.0
 BYTES_PER_SECOND = 64 * 1024
 """What a mail server is expected to take at least; a large mail gets that much more time."""
 
+READ_SECONDS = 2.0
+"""What the lease must cover beside the conversation when content is read first. Were it nothing, a mail that only just
+fits would be read and given back again and again.
+"""
+
 LOW_FIRST_EVERY = 10
 LONGEST_RETRY_SECONDS = 5.0
 Errors = tuple[type[Exception], ...]
@@ -150,6 +155,8 @@ class _Batch:
         large for any, or the claim itself took too long. A later one goes back, with those behind it.
         """
         needed = self._timeout(row) + self.config.smtp_reply_timeout_seconds
+        if row.attachment_count or row.size > outbox.CARRIED_BYTES:
+            needed += READ_SECONDS
         if monotonic() + needed <= self.lease_until:
             return True
         if needed <= self.config.lease_seconds and len(self.rows) < len(self.claim.rows):
@@ -178,23 +185,29 @@ class _Batch:
     def _one(self, row: Claimed) -> bool:
         """One conversation and its record; True when the next may start."""
         began = monotonic()
-        # The database's clock, never behind: it was read after we asked.
-        if row.expires_at is not None and self.claim.now + timedelta(seconds=began - self.asked) >= row.expires_at:
+        if self._has_expired(row):
             expire = lambda: outbox.expire(self.drain.engine, row, self.claim.token, self.config)  # noqa: E731
             return self._after(row, Result(Outcome.CUT, "expired"), self.drain.persist(expire, "expire"), began)
-        result = self._converse(row, began)
+        result = self._converse(row)
         return self._after(row, result, self._record(row, result, monotonic() - began), began)
 
-    def _converse(self, row: Claimed, began: float) -> Result:
+    def _has_expired(self, row: Claimed) -> bool:
+        # The database's clock, never behind: it was read after we asked.
+        now = self.claim.now + timedelta(seconds=monotonic() - self.asked)
+        return row.expires_at is not None and now >= row.expires_at
+
+    def _converse(self, row: Claimed) -> Result:
         timeout = self._timeout(row)
-        # Stopped between the look at the lease and here, this process may have slept for any time.
-        dot_until = min(began + timeout, self.lease_until - self.config.smtp_reply_timeout_seconds)
         try:
             mail = self._mail(row)
         except Exception as exc:  # noqa: BLE001 - any exception before the dot is this mail's own
             return Result(Outcome.REJECTED, f"cannot be built: {type(exc).__name__}: {exc}")
-        if not self._may_start():  # asked last: a renewal or the attachments may have waited for the database
+        if not self._may_start():  # asked last: a renewal or the content may have waited for the database
             return Result(Outcome.CUT, "delivery was paused or interrupted; no conversation was begun")
+        # Stopped between this look at the clock and the dot, this process may sleep for any time.
+        dot_until = monotonic() + timeout
+        if dot_until + self.config.smtp_reply_timeout_seconds > self.lease_until or self._has_expired(row):
+            return Result(Outcome.CUT, "the database was waited for too long; no conversation was begun")
         try:
             return self.drain.transport.send(
                 mail,
@@ -208,18 +221,22 @@ class _Batch:
 
     def _mail(self, row: Claimed) -> Mail:
         stored: Sequence[Any] = ()
+        content: Any = row
+        if row.size > outbox.CARRIED_BYTES:
+            read = lambda: outbox.content(self.drain.engine, row.id)  # noqa: E731
+            content = self.drain.persist(read, "read content")
         if row.attachment_count:
             load = lambda: outbox.attachments(self.drain.engine, row.id)  # noqa: E731
             stored = self.drain.persist(load, "read attachments")
-        other = row.other or {}
+        other = content.other or {}
         return Mail(
             email_id=row.email_id,
             message_id=row.message_id,
             sender=other.get("from") or self.config.mail_from,
             recipient=row.recipient,
-            subject=row.subject,
-            body=row.body,
-            html=row.html,
+            subject=content.subject,
+            body=content.body,
+            html=content.html,
             reply_to=other.get("reply_to"),
             headers=other.get("headers") or {},
             attachments=[Attachment(a.filename, a.content_type, a.content) for a in stored],

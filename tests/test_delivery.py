@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -20,6 +21,7 @@ from emailsvc.clock import monotonic, utcnow
 from emailsvc.config import Config
 from emailsvc.delivery import Drain
 from emailsvc.mail import Mail
+from emailsvc.mail.files import FileTransport
 from emailsvc.mail.memory import MemoryTransport
 from emailsvc.models import Attempt, Base, DeadLetter, Email, Switch
 from emailsvc.outcome import Outcome, Result
@@ -120,6 +122,73 @@ def test_attachments_are_read_when_their_mail_is_sent(bench: Bench) -> None:
     accept(bench.engine, bench.config, attachments=[{"filename": "x", "content_type": "text/csv", "content": "aGk="}])
     bench.run()
     assert [(a.filename, a.content) for a in bench.transport.delivered[0].attachments] == [("x", b"hi")]
+
+
+def test_a_thread_holds_one_large_mail_at_a_time(bench: Bench, tmp_path: Path) -> None:
+    """A batch of them at once would be a kill on a small machine, and then uncertain mail."""
+    size = 2_000_000
+    accept(bench.engine, bench.config, *(f"m-{n}" for n in range(10)), html="<p>Hi</p>\n" * (size // 10))
+    drain = Drain(bench.engine, bench.config, FileTransport(tmp_path), bench.stopping, bench.wake, lambda _at: None)
+    tracemalloc.start()
+    try:
+        drain.run()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(list(tmp_path.glob("*.eml"))) == 10
+    assert peak < 6 * size, f"{peak / size:.1f} times the largest"
+
+
+def test_content_that_was_waited_for_too_long_starts_no_conversation(
+    bench: Bench, leap: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database kept the worker waiting; what the lease no longer covers goes back, and no attempt is burned."""
+    accept(bench.engine, bench.config, attachments=[{"filename": "x", "content_type": "text/csv", "content": "aGk="}])
+    read, waits = outbox.attachments, [40.0]
+
+    def slow_read(*args: Any) -> Any:
+        leap(waits.pop() if waits else 0)
+        return read(*args)
+
+    monkeypatch.setattr(outbox, "attachments", slow_read)
+    bench.run()
+    bench.run()
+    assert (row(bench.engine).status, row(bench.engine).attempts) == ("sent", 1)
+    assert len(bench.transport.attempts) == 1
+    assert rows(bench.engine, Attempt) == []
+
+
+def test_a_mail_that_expired_while_its_content_was_read_starts_no_conversation(
+    bench: Bench, leap: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expires_at = (utcnow() + timedelta(seconds=20)).isoformat()
+    accept(bench.engine, bench.config, html="x" * 100_000, expires_at=expires_at)
+    read = outbox.content
+
+    def slow_read(*args: Any) -> Any:
+        leap(25.0)
+        return read(*args)
+
+    monkeypatch.setattr(outbox, "content", slow_read)
+    bench.run()
+    assert (row(bench.engine).status, bench.transport.attempts) == ("pending", [])
+
+
+def test_a_mail_that_only_just_fits_into_its_lease_has_time_to_be_read(
+    bench: Bench, leap: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be read and given back for ever: each claim is as long as the last."""
+    spare = bench.config.lease_seconds - bench.config.smtp_timeout_seconds - bench.config.smtp_reply_timeout_seconds
+    accept(bench.engine, bench.config, html="x" * int((spare - 0.5) * delivery.BYTES_PER_SECOND))
+    read = outbox.content
+
+    def slow_read(*args: Any) -> Any:
+        leap(1.0)
+        return read(*args)
+
+    monkeypatch.setattr(outbox, "content", slow_read)
+    bench.run()
+    assert (row(bench.engine).status, len(bench.transport.attempts)) == ("sent", 1)
 
 
 def test_each_drain_schedules_the_next_for_what_is_due_first(bench: Bench) -> None:

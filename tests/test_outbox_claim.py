@@ -48,6 +48,20 @@ def test_a_claim_takes_a_batch_in_id_order_under_one_token(engine: Engine, make_
     assert abs(lease.total_seconds() - config.lease_seconds) < 1
 
 
+def test_a_claim_carries_small_content_and_leaves_large_content_to_be_read_one_by_one(
+    engine: Engine, config: Config
+) -> None:
+    headers = {"X-Kind": "letter"}
+    accept(engine, config, "small", html="<p>Hi</p>", headers=headers)
+    accept(engine, config, "large", html="<p>" + "x" * 1_000_000, headers=headers)
+    small, large = claim(engine, config).rows
+    assert (small.subject, small.body, small.html) == ("Hello", "Text", "<p>Hi</p>")
+    assert small.other == {"headers": headers}
+    assert (large.subject, large.body, large.html, large.other) == (None, None, None, None)
+    read = outbox.content(engine, large.id)
+    assert (read.subject, read.body, len(read.html), read.other) == ("Hello", "Text", 1_000_003, {"headers": headers})
+
+
 def test_two_claims_never_share_a_row(engine: Engine, make_config: Any) -> None:
     config = make_config(batch_size=5)
     for number in range(200):

@@ -6,7 +6,7 @@ nothing is sent while one is open.
 """
 
 from emailsvc.outbox.accept import Accepted, accept, accept_many
-from emailsvc.outbox.claim import Claim, Claimed, Idle, attachments, claim, release, renew
+from emailsvc.outbox.claim import CARRIED_BYTES, Claim, Claimed, Idle, attachments, claim, content, release, renew
 from emailsvc.outbox.deadletters import Resolved, delivered, discard, replay, replay_many
 from emailsvc.outbox.record import Recorded, expire, record
 from emailsvc.outbox.sweep import Swept, retain, sweep
@@ -15,6 +15,7 @@ from emailsvc.outbox.withdraw import cancel, erase
 from emailsvc.outbox.workers import forget_worker, heartbeat, try_commit
 
 __all__ = [
+    "CARRIED_BYTES",
     "FRESH_SECONDS",
     "Accepted",
     "Claim",
@@ -28,6 +29,7 @@ __all__ = [
     "attachments",
     "cancel",
     "claim",
+    "content",
     "delivered",
     "discard",
     "erase",

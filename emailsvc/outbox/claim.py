@@ -13,6 +13,7 @@ from sqlalchemy import (
     Engine,
     Row,
     bindparam,
+    case,
     delete,
     exists,
     literal_column,
@@ -38,13 +39,20 @@ PROBE_CHOICE = 10_000
 LOCKED_SECONDS = 1.0
 """When to ask again for a row that is due and was passed over, because another transaction has its lock."""
 
+CARRIED_BYTES = 64 * 1024
+"""A claim carries the content of e-mails up to this size. What is larger is read by ``content`` just before its
+conversation, so that a thread holds one large e-mail and not a batch of them.
+"""
+
 Claimed = Any
 """A row in hand: the columns of ``_COLUMNS``."""
 
+_CONTENT = (Email.subject, Email.body, Email.html, Email.other)
+_IS_CARRIED = Email.size <= literal_column(str(CARRIED_BYTES))
 _COLUMNS = (
-    Email.id, Email.email_id, Email.recipient, Email.subject, Email.body, Email.html, Email.other, Email.size,
-    Email.attachment_count, Email.message_id, Email.on_uncertain, Email.attempts, Email.next_attempt_at,
-    Email.expires_at, Email.priority,
+    Email.id, Email.email_id, Email.recipient, Email.size, Email.attachment_count, Email.message_id,
+    Email.on_uncertain, Email.attempts, Email.next_attempt_at, Email.expires_at, Email.priority,
+    *(case((_IS_CARRIED, column)).label(column.key) for column in _CONTENT),
 )  # fmt: skip
 
 
@@ -169,6 +177,12 @@ def _until_due(switch: Any) -> float | None:
 
 def _book_slots(connection: Connection, now: datetime, seconds: float) -> None:
     connection.execute(update(Switch).values(next_slot_at=now + timedelta(seconds=seconds)))
+
+
+def content(engine: Engine, row_id: int) -> Row[Any]:
+    """Subject, body, html and other of one e-mail in hand that is too large for its claim to carry."""
+    with engine.connect().execution_options(read_only=True) as connection:
+        return connection.execute(select(*_CONTENT).where(Email.id == row_id)).one()
 
 
 def attachments(engine: Engine, row_id: int) -> Sequence[Row[Any]]:
