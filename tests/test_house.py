@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from sqlalchemy import Engine, create_engine
 
 from emailsvc import config
@@ -126,11 +132,44 @@ def test_the_procfile_has_the_three_processes() -> None:
     assert names == ["release", "web", "worker"]
 
 
+def requirements(path: Path) -> list[str]:
+    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+    return [line for line in lines if line and " @ " not in line]
+
+
 def test_every_dependency_is_pinned() -> None:
     for path in (ROOT / "requirements.txt", ROOT / ".ci" / "requirements.txt"):
-        for line in path.read_text().splitlines():
-            requirement = line.partition("#")[0].strip()
-            assert not requirement or re.fullmatch(r"[a-z0-9-]+(\[[a-z]+\])?==[0-9][0-9a-z.]*", requirement), line
+        for requirement in requirements(path):
+            assert re.fullmatch(r"[a-z0-9-]+(\[[a-z]+\])?==[0-9][0-9a-z.]*( ; python_\S+ < \S+)?", requirement)
+
+
+def test_what_the_dependencies_need_is_pinned_too() -> None:
+    pinned = {re.split(r"[\[=]", requirement)[0] for requirement in requirements(ROOT / "requirements.txt")}
+    needed = set()
+    for name in pinned:
+        with suppress(PackageNotFoundError):  # it is for another Python than this one
+            needed |= {Requirement(text) for text in requires(name) or []}
+    extras = ("", "binary")  # of psycopg
+    applying = {
+        need.name for need in needed if not need.marker or any(need.marker.evaluate({"extra": e}) for e in extras)
+    }
+    assert not {canonicalize_name(name) for name in applying} - pinned, "run .ci/pin"
+
+
+def test_a_python_that_is_too_old_reads_in_one_line_which_one_is_needed(tmp_path: Path) -> None:
+    """Two lines of pip's own stand before it."""
+    old = sorted(Path("~/.pyenv/versions").expanduser().glob("3.[89].*/bin/python"))
+    old += [Path(found) for name in ("python3.9", "python3.10") if (found := shutil.which(name))]
+    usable = [
+        path for path in old if subprocess.run([path, "-m", "pip", "--version"], capture_output=True).returncode == 0
+    ]
+    if not usable:
+        pytest.skip("no Python older than 3.11 with pip here")
+    command = [usable[0], "-m", "pip", "install", "--no-index", "--target", tmp_path, "-r", ROOT / "requirements.txt"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+    assert "needs-Python-3.11-or-newer" in error
 
 
 def test_the_files_that_a_visitor_looks_for_are_there() -> None:
