@@ -17,7 +17,13 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from emailsvc import cli, log, outbox, queue, schema, tasks, web
 from emailsvc.config import Config, from_environment
-from emailsvc.connections import HeldConnections, ping_what_rested, prepare_sqlite
+from emailsvc.connections import (
+    HeldConnections,
+    limit_postgresql,
+    ping_what_rested,
+    prepare_sqlite,
+    refused_by_pooler,
+)
 from emailsvc.errors import ConfigurationError, brief
 from emailsvc.extensions import db, engine_options, migrate
 from emailsvc.locks import LocalLocks, RedisLocks
@@ -50,6 +56,7 @@ def create_app(config: Config | None = None) -> Flask:
     if config.is_sqlite:
         prepare_sqlite(engine)
     else:
+        limit_postgresql(engine)
         ping_what_rested(engine)
         app.extensions["held_connections"] = HeldConnections(engine)
     _dispose_after_fork(engine)
@@ -120,6 +127,8 @@ def _prepared(app: Flask) -> bool:
             outbox.pause(service.engine, "DELIVERY_PAUSED=1")
         return True
     except OperationalError as exc:
+        if advice := refused_by_pooler(exc):
+            raise ConfigurationError(f"DATABASE_URL: {advice}.") from exc
         logger.error("database_away", extra={"fields": {"error": brief(exc), "hint": "check DATABASE_URL"}})
         return False
     except DatabaseError as exc:

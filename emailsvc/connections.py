@@ -25,6 +25,49 @@ HELD_SECONDS = 12.0
 
 SQLITE_BUSY_SECONDS = 10.0
 
+LIMITS = {"timezone": "UTC", "statement_timeout": "10s", "idle_in_transaction_session_timeout": "30s"}
+"""In UTC, because psycopg cannot read the calendar's last day in a time zone where it lies in the year 10000."""
+
+_POOLER_REFUSES = {
+    "unsupported startup parameter": "the connection pooler refuses a parameter of DATABASE_URL: take `options` away",
+    "statement pooling mode": "the connection pooler must keep transactions together: set its pool_mode to transaction",
+}
+
+
+def refused_by_pooler(exc: BaseException) -> str | None:
+    """What to do about an error that stays, however long one waits for the database; None for any other."""
+    return next((advice for words, advice in _POOLER_REFUSES.items() if words in str(exc)), None)
+
+
+def limit_postgresql(engine: Engine) -> None:
+    """``LIMITS`` for whatever runs: once per connection or, behind a connection pooler, once per transaction.
+
+    A pooler lends each transaction another connection of the server. What is set there for good would reach strangers,
+    and a prepared statement may be missing or somebody else's. The process id that it made up for its client gives it
+    away; a setting would not, for a role may have the same. The limits cost no round trip: BEGIN is sent anyway.
+    """
+
+    @event.listens_for(engine, "connect")
+    def _connect(driver: Any, record: Any) -> None:
+        limits = ", ".join(f"('{name}', '{value}')" for name, value in LIMITS.items())
+        mine = f"pg_backend_pid() = {driver.info.backend_pid}"
+        driver.autocommit = True
+        set_for_good = f"SELECT set_config(name, value, false) FROM (VALUES {limits}) AS l (name, value) WHERE {mine}"  # noqa: S608
+        record.info["pooled"] = driver.execute(set_for_good).rowcount == 0
+        if record.info["pooled"]:
+            driver.prepare_threshold = None
+        driver.autocommit = False
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        if not connection.info["pooled"] or connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+            return
+        driver: Any = connection.connection.driver_connection
+        level = driver.isolation_level.name.replace("_", " ") + (" READ ONLY" if driver.read_only else "")
+        limits = "".join(f"; SET LOCAL {name} = '{value}'" for name, value in LIMITS.items())
+        driver.autocommit = True  # or psycopg would send a BEGIN of its own first
+        connection.exec_driver_sql(f"BEGIN ISOLATION LEVEL {level}{limits}")
+
 
 def ping_what_rested(engine: Engine) -> None:
     """Replace a connection that broke while it was idle. SQLAlchemy's own pre-ping asks at every checkout, which is
@@ -46,20 +89,27 @@ def ping_what_rested(engine: Engine) -> None:
             raise DisconnectionError("the connection did not answer")
 
 
+def is_pooled(engine: Engine) -> bool:
+    """Is there a connection pooler between? Raises the database's errors."""
+    with engine.connect() as connection:
+        return bool(connection.info.get("pooled"))
+
+
 class HeldConnections:
     """Ends what is held for longer than ``HELD_SECONDS``: whoever waits for a server that hangs gets an error."""
 
     def __init__(self, engine: Engine) -> None:
         self._guard = threading.Lock()
         self._held: dict[int, tuple[float, Any]] = {}
-        event.listen(engine, "checkout", self._checkout, insert=True)  # before the ping, which may hang, too
+        event.listen(engine, "connect", self._connect, insert=True)  # before the first statements, which may hang, too
+        event.listen(engine, "checkout", self._checkout, insert=True)  # before the ping
         event.listen(engine, "checkin", self._checkin)
         event.listen(engine, "invalidate", self._invalidate)
         WATCHDOG.watch(self)
 
     def tick(self, now: float) -> float:
         with self._guard:
-            late = [connection for deadline, connection in self._held.values() if deadline <= now]
+            late = [driver for deadline, driver in self._held.values() if deadline <= now and not driver.closed]
             self._held = {key: held for key, held in self._held.items() if held[0] > now}
             earliest = min((deadline for deadline, _ in self._held.values()), default=math.inf)
             for connection in late:
@@ -67,6 +117,9 @@ class HeldConnections:
         return earliest
 
     def _checkout(self, connection: Any, record: Any, _proxy: Any) -> None:
+        self._connect(connection, record)
+
+    def _connect(self, connection: Any, record: Any) -> None:
         deadline = monotonic() + HELD_SECONDS
         with self._guard:
             self._held[id(record)] = (deadline, connection)

@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from emailsvc import outbox, reports, schema
 from emailsvc.clock import utcnow
 from emailsvc.config import Config
+from emailsvc.connections import is_pooled, refused_by_pooler
 from emailsvc.errors import brief
 from emailsvc.extensions import Service
 from emailsvc.locks import PREFIX
@@ -66,12 +67,14 @@ def _database(own: Service) -> Iterator[Finding]:
             yield Finding("wrong", "database", "its schema is older than this code: run `flask db upgrade`")
             return
         outbox.try_commit(own.engine)
-        yield Finding("ok", "database", f"takes commits ({own.engine.dialect.name}), the schema fits")
+        through = f"{own.engine.dialect.name}{' through a connection pooler' if is_pooled(own.engine) else ''}"
+        yield Finding("ok", "database", f"takes commits ({through}), the schema fits")
         problems = reports.readiness(own.engine, own.config)
         violations = reports.violations(own.engine, own.config)
         state = reports.delivery_state(own.engine)
     except SQLAlchemyError as exc:
-        yield Finding("wrong", "database", f"cannot be used: {brief(exc)}; check DATABASE_URL")
+        advice = refused_by_pooler(exc) or f"{brief(exc)}; check DATABASE_URL"
+        yield Finding("wrong", "database", f"cannot be used: {advice}")
         return
     for problem in problems:
         yield Finding("wrong", "readiness", problem)

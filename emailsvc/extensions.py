@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from flask import current_app
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Engine
+from sqlalchemy import Engine, make_url
 from sqlalchemy.orm import DeclarativeBase
 
 from emailsvc.config import Config
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 POOL_SIZE = 3
 """Connections per process, none beyond. Two web processes and one worker make 9; twice that during a deploy overlap,
 and the release phase, stay below the 20 of a small hosted PostgreSQL."""
-
-SESSION = "-c timezone=UTC -c statement_timeout=10s -c idle_in_transaction_session_timeout=30s"
-"""In UTC, because psycopg cannot read the calendar's last day in a time zone where it lies in the year 10000."""
 
 
 class Base(DeclarativeBase):
@@ -59,13 +56,20 @@ def engine_options(config: Config) -> dict[str, Any]:
         **options,
         "isolation_level": "READ COMMITTED",
         "connect_args": {
+            **_prepare_threshold(config),
             "connect_timeout": 5,
             # A peer that vanished must not hold a thread for the kernel's default of two hours.
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 15_000,
-            "options": SESSION,
+            "client_encoding": "utf8",
             "application_name": "emailsvc",
         },
     }
+
+
+def _prepare_threshold(config: Config) -> dict[str, int | None]:
+    """0 means no prepared statements, as with other drivers; psycopg would take it for «prepare all»."""
+    asked = make_url(config.database_url).query.get("prepare_threshold")
+    return {} if asked is None else {"prepare_threshold": int(str(asked)) or None}

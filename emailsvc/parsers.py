@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from emailsvc import addresses
 from emailsvc.errors import InvalidPayload
@@ -125,6 +125,9 @@ def database_url(text: str) -> str:
         and _is_url(text)
         and urlsplit(text).netloc.count("@") <= 1
     ):
+        thresholds = parse_qs(urlsplit(text).query, keep_blank_values=True).get("prepare_threshold", ["0"])
+        if len(thresholds) > 1 or not re.fullmatch("[0-9]{1,9}", thresholds[0]):
+            raise Bad("a whole number as prepare_threshold (0: no prepared statements)")
         return f"postgresql+psycopg://{rest}"
     if scheme == "sqlite" and re.fullmatch(r"/[^?#]+", rest) and ":memory:" not in rest:
         return text

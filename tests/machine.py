@@ -25,7 +25,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from emailsvc import delivery, outbox
 from emailsvc.config import Config
-from emailsvc.connections import prepare_sqlite
+from emailsvc.connections import limit_postgresql, prepare_sqlite
 from emailsvc.delivery import Drain
 from emailsvc.extensions import Base, engine_options
 from emailsvc.mail import Mail, Outcome, Result
@@ -380,6 +380,8 @@ def _engine(config: Config) -> Engine:
     if config.is_sqlite:
         prepare_sqlite(engine)
         event.listen(engine, "connect", lambda connection, _record: connection.execute("PRAGMA synchronous=OFF"))
+    else:
+        limit_postgresql(engine)
 
     @event.listens_for(engine, "before_cursor_execute", retval=True)
     def _repeatable(_c: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> tuple[str, Any]:

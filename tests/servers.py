@@ -1,4 +1,4 @@
-"""Real servers for the tests: PostgreSQL and Redis on loopback, in throw-away folders, stopped by their process id."""
+"""Real servers for the tests: PostgreSQL, PgBouncer, Redis; on loopback, in throw-away folders, stopped by pid."""
 
 from __future__ import annotations
 
@@ -165,7 +165,28 @@ class _Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class PostgreSQL(_Server):
+class _NotAsRoot(_Server):
+    """A program that refuses to run as root; the tests may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._account = _account() if os.geteuid() == 0 else None
+        if self._account is not None:
+            os.chown(self.folder, self._account.pw_uid, -1)
+
+    def spawn_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"env": {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}}
+        if self._account is not None:
+            options |= {"user": self._account.pw_uid, "group": self._account.pw_gid, "extra_groups": []}
+        return options
+
+
+def _account() -> pwd.struct_passwd:
+    known = {entry.pw_name for entry in pwd.getpwall()}
+    return pwd.getpwnam("postgres" if "postgres" in known else "nobody")
+
+
+class PostgreSQL(_NotAsRoot):
     """A cluster without authentication on loopback, in a time zone at +05:45, which shows any date that is not UTC.
 
     ``durable=True`` keeps fsync on; without it a cluster survives a kill of its processes, not of the machine.
@@ -177,7 +198,6 @@ class PostgreSQL(_Server):
     def __init__(self, *, durable: bool = False, max_connections: int = 100) -> None:
         self._binaries = _postgresql_binaries()
         super().__init__()
-        self._account = _account_for_postgresql()
         self._settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
@@ -191,21 +211,12 @@ class PostgreSQL(_Server):
         }
         self._lock = threading.Lock()
         self._numbers = iter(range(1, 10**9))
-        if self._account is not None:
-            os.chown(self.folder, pwd.getpwnam(self._account).pw_uid, -1)
         self._run("initdb", "-D", "data", "-U", self.user, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
         self.start()
 
     def command(self) -> list[str]:
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         return [str(self._binaries / "postgres"), "-D", "data", *options]
-
-    def spawn_options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"env": {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}}
-        if self._account is not None:  # root: PostgreSQL refuses to run as root
-            account = pwd.getpwnam(self._account)
-            options |= {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-        return options
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
@@ -259,11 +270,57 @@ def _postgresql_binaries() -> Path:
     raise MissingServer("PostgreSQL is not installed here (Debian: apt-get install postgresql)")
 
 
-def _account_for_postgresql() -> str | None:
-    if os.geteuid() != 0:
-        return None
-    known = {entry.pw_name for entry in pwd.getpwall()}
-    return "postgres" if "postgres" in known else "nobody"
+class PgBouncer(_NotAsRoot):
+    """A connection pooler in front of a PostgreSQL, with ``size`` connections to it for each database.
+
+    It refuses start-up parameters that it does not know, but takes those in ``ignore`` and passes them to nobody.
+    """
+
+    name = "pgbouncer"
+
+    def __init__(
+        self, postgresql: PostgreSQL, *, mode: str = "transaction", size: int = 4, ignore: str = "", clients: int = 200
+    ) -> None:
+        binary = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+        if binary is None:
+            raise MissingServer("PgBouncer is not installed here (Debian: apt-get install pgbouncer)")
+        self._binary = binary
+        super().__init__()
+        server = f"host=127.0.0.1 port={postgresql.port} user={postgresql.user}"
+        settings = {
+            "listen_addr": "127.0.0.1",
+            "listen_port": self.port,
+            "unix_socket_dir": "",
+            "auth_type": "any",
+            "pool_mode": mode,
+            "default_pool_size": size,
+            "max_client_conn": clients,
+            "ignore_startup_parameters": ignore,
+        }
+        lines = [
+            "[databases]",
+            f"* = {server}",
+            "[pgbouncer]",
+            *(f"{name} = {value}" for name, value in settings.items()),
+        ]
+        (self.folder / "pgbouncer.ini").write_text("\n".join(lines) + "\n")
+        self.start()
+
+    def command(self) -> list[str]:
+        return [self._binary, "pgbouncer.ini"]
+
+    def url(self, database: str) -> str:
+        return f"postgresql://{PostgreSQL.user}@127.0.0.1:{self.port}/{database}"
+
+    def connect(self, database: str) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.url(database), autocommit=True, connect_timeout=5, prepare_threshold=None)
+
+    def answers(self) -> bool:
+        try:
+            self.connect("postgres").close()
+        except psycopg.OperationalError:
+            return False
+        return True
 
 
 class Redis(_Server):

@@ -7,17 +7,21 @@ from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from emailsvc import models  # noqa: F401 - fills the metadata
+from emailsvc.connections import refused_by_pooler
+from emailsvc.errors import brief
 
 db = current_app.extensions["migrate"].db
 
 # Not the service's own connections: those end what takes long, and a migration may.
 sqlite = db.engine.dialect.name == "sqlite"
-engine = db.engine if sqlite else create_engine(db.engine.url, poolclass=NullPool)
+ARGUMENTS = {"client_encoding": "utf8", "prepare_threshold": None}  # a connection pooler would mix up what is prepared
+engine = db.engine if sqlite else create_engine(db.engine.url, poolclass=NullPool, connect_args=ARGUMENTS)
 
 try:
     connection = engine.connect()
 except OperationalError as exc:
-    raise click.ClickException(f"The database does not answer: {exc.orig}; check DATABASE_URL.") from exc
+    advice = refused_by_pooler(exc) or f"{brief(exc)}; check DATABASE_URL"
+    raise click.ClickException(f"The database cannot be used: {advice}.") from exc
 
 with connection:
     context.configure(connection=connection, target_metadata=db.metadata, compare_type=True)
