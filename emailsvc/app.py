@@ -97,6 +97,8 @@ def load(*, wait_for_database: bool = False) -> Flask:
     with _one_line_for_the_operator():
         while not _prepared(app) and wait_for_database:
             time.sleep(1)
+    for what in config.misspelt:
+        logger.warning("unknown_setting", extra={"fields": {"what": what}})
     if config.smtp_url is None:
         fields = {"folder": str(config.instance / "outbox"), "hint": "set SMTP_URL to send for real"}
         logger.warning("mails_go_to_files", extra={"fields": fields})

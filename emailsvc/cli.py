@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from flask import Flask
+from flask import Flask, current_app
 from sqlalchemy.exc import SQLAlchemyError
 
-from emailsvc import diagnosis, outbox, reports, signing
-from emailsvc.errors import ServiceError, brief
+from emailsvc import diagnosis, outbox, reports, schema, signing
+from emailsvc.errors import ConfigurationError, ServiceError, brief
 from emailsvc.extensions import service
 from emailsvc.models import Reason
 from emailsvc.payload import Rules, parse_email
@@ -23,16 +23,18 @@ REASONS = [reason.value for reason in Reason]
 
 
 class Command(click.Command):
-    """Says what is wrong in one sentence instead of a traceback."""
+    """Works on the database, whose schema it ensures; says what is wrong in one sentence instead of a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            schema.ensure(current_app._get_current_object(), service().engine)  # type: ignore[attr-defined]
             return super().invoke(ctx)
         except ServiceError as exc:
             raise click.ClickException(exc.detail) from exc
+        except ConfigurationError as exc:
+            raise click.ClickException(str(exc)) from exc
         except SQLAlchemyError as exc:
-            hint = "run `flask db upgrade` if it is new, else check DATABASE_URL"
-            raise click.ClickException(f"The database does not answer or is not set up: {brief(exc)}; {hint}") from exc
+            raise click.ClickException(f"The database cannot be used: {brief(exc)}; check DATABASE_URL.") from exc
 
 
 def register(app: Flask) -> None:
@@ -65,7 +67,7 @@ def resume() -> None:
     _show(reports.delivery_state(service().engine))
 
 
-@click.command(cls=Command)
+@click.command()
 def check() -> None:
     """Look at configuration, database, Redis, SMTP login and the invariant; exit 1 when something is wrong."""
     findings = diagnosis.diagnose(service())
@@ -103,7 +105,7 @@ def erase(address: str) -> None:
     click.echo(f"{count} e-mail{'' if count == 1 else 's'} erased")
 
 
-@click.command(cls=Command)
+@click.command()
 def secret() -> None:
     """Print a new secret for WEBHOOK_SECRETS."""
     click.echo(signing.make_secret())

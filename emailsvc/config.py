@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 
 from emailsvc import parsers
 from emailsvc.errors import ConfigurationError
@@ -91,6 +93,7 @@ class Config:
     port: int | None
     web_concurrency: int | None
     instance: Path
+    misspelt: tuple[str, ...]
 
     @property
     def from_domains(self) -> frozenset[str]:
@@ -103,6 +106,9 @@ class Config:
 
 
 _SECRET = {"DATABASE_URL", "REDIS_URL", "SMTP_URL", "WEBHOOK_SECRETS", "API_TOKENS"}
+SIMILAR = 0.85
+"""SMPT_URL is 0.875 like SMTP_URL; REDIS_TLS_URL, which some platforms set, only 0.82 like REDIS_URL."""
+
 _LISTS = {"MAIL_FROM_DOMAINS", "WEBHOOK_SECRETS", "API_TOKENS"}
 
 
@@ -118,9 +124,17 @@ def load(environ: Mapping[str, str], instance: Path) -> Config:
             raise ConfigurationError(f"{setting.name}={shown}: expected {exc}.") from exc
     values["database_url"] = values["database_url"] or f"sqlite:///{instance / 'emailsvc.db'}"
     values["on_uncertain"] = values["on_uncertain"] or ("retry" if values["idempotency_header"] else "hold")
-    config = Config(instance=instance, **values)
+    config = Config(instance=instance, misspelt=tuple(_misspelt(environ)), **values)
     _check_together(config, on_dyno="DYNO" in environ)
     return config
+
+
+def _misspelt(environ: Mapping[str, str]) -> Iterator[str]:
+    """Names that are almost those of settings. Beside the setting itself such a name is meant, as DATABASE_URL_OLD is."""
+    unset = [setting.name for setting in SETTINGS if not environ.get(setting.name, "").strip()]
+    for name in environ.keys() - {setting.name for setting in SETTINGS}:
+        for close in get_close_matches(name.upper(), unset, 1, SIMILAR):
+            yield f"{name} is not a setting: did you mean {close}?"
 
 
 def _check_together(config: Config, *, on_dyno: bool) -> None:
@@ -147,11 +161,23 @@ def _check_together(config: Config, *, on_dyno: bool) -> None:
 def from_environment(instance: Path, dotenv: Path | None = None) -> Config:
     """The environment over `.env` (beside the instance folder unless ``dotenv`` says where)."""
     path = dotenv if dotenv is not None else instance.parent / ".env"
+    return load({**(_read(path) if path.exists() else {}), **os.environ}, instance)
+
+
+def _read(path: Path) -> dict[str, str]:
+    """What a `.env` sets. Raises ConfigurationError for what dotenv would leave out with a warning."""
     try:
-        merged = {key: value for key, value in dotenv_values(path).items() if value is not None}
+        with path.open(encoding="utf-8") as file:
+            wrong = [binding.original for binding in parse_stream(file) if binding.error]
     except UnicodeDecodeError as exc:
         raise ConfigurationError(f"{path} is not UTF-8 (byte {exc.start}).") from exc
-    return load({**merged, **os.environ}, instance)
+    if wrong:
+        before = wrong[0].string[
+            : -len(wrong[0].string.lstrip())
+        ]  # blank lines, which dotenv counts as the statement's
+        line = wrong[0].line + before.count("\n")
+        raise ConfigurationError(f"{path}, line {line}: expected NAME=value, with every quote closed.")
+    return {key: value for key, value in dotenv_values(path).items() if value is not None}
 
 
-assert [s.name.lower() for s in SETTINGS] + ["instance"] == [f.name for f in fields(Config)]  # noqa: S101 - two lists, kept in step
+assert [s.name.lower() for s in SETTINGS] + ["instance", "misspelt"] == [f.name for f in fields(Config)]  # noqa: S101 - two lists, kept in step

@@ -46,6 +46,8 @@ def diagnose(own: Service) -> list[Finding]:
 
 def _configuration(config: Config) -> Iterator[Finding]:
     yield Finding("ok", "configuration", "every variable is readable")
+    for what in config.misspelt:
+        yield Finding("warning", "settings", what)
     span = sum(
         min(config.retry_delay_seconds * 2.0**n, config.retry_max_delay_seconds)
         for n in range(min(config.max_retry_attempts, 60))

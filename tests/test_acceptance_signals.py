@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.servers import PostgreSQL, free_port, wait_for
+from tests.servers import PostgreSQL, alive, descendants, free_port, wait_for
 from tests.smtpd import Smtpd
 from tests.stack import SHORT, Stack, copies, email, smtp_url
 
@@ -110,6 +110,8 @@ def test_flask_start_shows_a_curl_that_works_and_ends_when_its_terminal_is_close
     second_start = stack.run("flask start", check=False)
     assert second_start.returncode == 1
     assert f"Cannot listen on 0.0.0.0:{stack.port}: Address already in use. Set PORT" in second_start.stderr
+    assert "PORT is set" in start.output()
+    assert f"0.0.0.0:{stack.port}, every interface" in start.output()
     assert "is running" not in second_start.stderr
     start.signal(signal.SIGHUP)
     assert start.wait(25) == 0, start.output()
@@ -117,9 +119,30 @@ def test_flask_start_shows_a_curl_that_works_and_ends_when_its_terminal_is_close
     wait_for(lambda: not _port_is_open(stack.port), 5, "nothing to be left running")
 
 
-def _port_is_open(port: int) -> bool:
+def test_flask_start_on_a_port_of_its_own_stays_on_loopback_and_leaves_nothing_behind_when_it_is_killed(
+    make_stack: Callable[..., Stack],
+) -> None:
+    stack = make_stack()
+    stack.environ["PORT"] = "1"  # the option wins, also over a port that could not be had
+    start = stack.spawn("start", f"flask start --port {stack.port}")
+    stack.wait_ready()
+    wait_for(lambda: f"http://127.0.0.1:{stack.port}/webhook" in start.output(), 10, start.output)
+    assert "every interface" not in start.output()
+    host = _own_address()
+    assert host is None or not _port_is_open(stack.port, host)
+    second = stack.run(f"flask start --port {stack.port}", check=False)
+    assert second.returncode == 1
+    assert f"Cannot listen on 127.0.0.1:{stack.port}: Address already in use. Give --port another." in second.stderr
+    family = descendants(start.pid)
+    assert len(family) > 3
+    start.signal(signal.SIGKILL)
+    wait_for(lambda: not any(map(alive, family)), 40, lambda: f"all of {family} to end; {start.output()}")
+    assert not _port_is_open(stack.port)
+
+
+def _port_is_open(port: int, host: str = "127.0.0.1") -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((host, port)) == 0
 
 
 def _play_curl(arguments: list[str]) -> tuple[int, bytes]:

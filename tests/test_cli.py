@@ -23,7 +23,7 @@ from emailsvc.mail import Outcome, Result
 from emailsvc.models import Reason
 from emailsvc.outbox import Claim
 from emailsvc.payload import Rules, parse_email
-from tests.servers import free_port
+from tests.servers import PostgreSQL, free_port
 from tests.smtpd import Smtpd
 
 Flasks = Callable[..., Run]
@@ -258,7 +258,7 @@ def test_a_bad_cursor_and_a_bad_reason_are_sentences(flask: Flasks) -> None:
 # Trouble
 
 
-@pytest.mark.parametrize(
+COMMANDS = pytest.mark.parametrize(
     "words",
     [
         ("stats",),
@@ -270,15 +270,41 @@ def test_a_bad_cursor_and_a_bad_reason_are_sentences(flask: Flasks) -> None:
         ("dead-letters", "replay", "--all"),
     ],
 )
-def test_a_database_that_is_not_set_up_or_away_is_a_sentence(
+
+
+@COMMANDS
+def test_before_the_first_start_a_sqlite_file_is_made(
+    make_app: Callable[[Config], Flask], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    done = run(make_app(load({}, tmp_path)), *words)
+    assert done.exit_code == 0, done.output
+    assert done.stderr == ""
+
+
+def test_stats_before_the_first_start_are_all_zero(make_app: Callable[[Config], Flask], tmp_path: Path) -> None:
+    assert shown(run(make_app(load({}, tmp_path)), "stats"))["received"] == 0
+
+
+@COMMANDS
+def test_a_postgresql_that_is_not_set_up_is_a_sentence(
+    make_app: Callable[[Config], Flask], tmp_path: Path, postgresql: PostgreSQL, words: tuple[str, ...]
+) -> None:
+    name = postgresql.create_database()
+    done = run(make_app(load({"DATABASE_URL": postgresql.url(name)}, tmp_path)), *words)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == "Error: the database schema is older than this code: run `flask db upgrade` first.\n"
+
+
+@COMMANDS
+def test_a_database_that_is_away_is_a_sentence(
     make_app: Callable[[Config], Flask], tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     away = {"DATABASE_URL": f"postgresql://127.0.0.1:{free_port()}/emails"}
-    for environ in ({}, away):
-        done = run(make_app(load(environ, tmp_path)), *words)
-        assert done.exit_code == 1
-        assert done.stderr.startswith("Error: The database does not answer or is not set up: ")
-        assert len(done.stderr.splitlines()) == 1
+    done = run(make_app(load(away, tmp_path)), *words)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Error: The database cannot be used: ")
+    assert done.stderr.endswith("; check DATABASE_URL.\n")
+    assert len(done.stderr.splitlines()) == 1
 
 
 # flask check
@@ -340,6 +366,12 @@ def test_check_warns_when_retries_end_before_greylisting_does(make_config: Calla
     assert "retries" not in check(make_config(retry_delay_seconds=60))[1]
     capped = make_config(max_retry_attempts=1000, retry_max_delay_seconds=0.1)
     assert check(capped)[1]["retries"][0] == "warning"
+
+
+@sqlite_only
+def test_check_names_a_misspelt_setting(make_config: Callable[..., Config]) -> None:
+    found = check(make_config(smpt_url="smtp://h"))[1]
+    assert found["settings"] == ("warning", "SMPT_URL is not a setting: did you mean SMTP_URL?")
 
 
 @sqlite_only

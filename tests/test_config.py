@@ -340,6 +340,71 @@ def test_an_instance_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None
         create_app(config.load({}, tmp_path / "file" / "instance"))
 
 
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [("BATCH_SIZE=7\nMAIL FROM=a@example.com\n", 2), ("# fine\n\nSMTP_URL='smtp://h\nBATCH_SIZE=7\n", 3), ("=7\n", 1)],
+)
+def test_a_line_of_the_env_file_that_cannot_be_read_is_named(dotenv: Path, content: str, line: int) -> None:
+    dotenv.write_text(content)
+    with pytest.raises(
+        ConfigurationError, match=rf"/\.env, line {line}: expected NAME=value, with every quote closed\."
+    ):
+        config.from_environment(dotenv.parent / "instance")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("SMPT_URL", "SMTP_URL"), ("STMP_URL", "SMTP_URL"), ("API_TOKEN", "API_TOKENS"),
+        ("DATABSE_URL", "DATABASE_URL"), ("MAIL_FORM", "MAIL_FROM"),
+        ("smtp_url", "SMTP_URL"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_setting_is_named(dotenv: Path, name: str, meant: str) -> None:
+    dotenv.write_text(f"{name}=0123456789abcdef\n")
+    loaded = config.from_environment(dotenv.parent / "instance")
+    assert loaded.misspelt == (f"{name} is not a setting: did you mean {meant}?",)
+
+
+@pytest.mark.parametrize(
+    "name", ["REDIS_TLS_URL", "FLASK_APP", "SSL_CERT_FILE", "PGPORT", "DYNO", "LOGNAME", "PYTHONPATH"]
+)
+def test_another_program_s_variable_is_not_taken_for_a_misspelt_setting(name: str) -> None:
+    values = (
+        {"DATABASE_URL": "postgres://h/d", "SMTP_URL": "smtp://h", "REDIS_URL": "redis://h"} if name == "DYNO" else {}
+    )
+    assert load(**values, **{name: "x"}).misspelt == ()
+
+
+def test_a_name_beside_the_setting_that_it_resembles_was_meant() -> None:
+    assert load(DATABASE_URL="postgres://h/d", DATABASE_URL_OLD="postgres://h/e").misspelt == ()
+
+
+def test_a_process_that_serves_names_a_misspelt_setting_once(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from emailsvc import app; app.INSTANCE = app.Path('instance').resolve(); app.load()"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SMPT_URL": "smtp://h"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    named = [line for line in done.stderr.splitlines() if "SMPT_URL" in line]
+    assert len(named) == 1
+    assert "did you mean SMTP_URL?" in named[0]
+
+
+@pytest.mark.parametrize("arguments", [["wsgi.py"], ["-m", "emailsvc"]])
+def test_python_itself_says_what_to_run(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", *arguments], cwd=ROOT, capture_output=True, text=True
+    )  # no package seen
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert ".venv/bin/flask start" in done.stderr
+
+
 def test_the_environment_comes_before_the_env_file(dotenv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dotenv.write_text("BATCH_SIZE=7\nWORKER_THREADS=2\n")
     monkeypatch.setenv("BATCH_SIZE", "8")

@@ -39,7 +39,7 @@ LAYERS = [
     {"config", "payload"},
     {"parsers"},
     {"retry", "signing", "outcome", "addresses", "decoding", "watchdog"},
-    {"errors", "clock"},
+    {"errors", "clock", "__main__"},
 ]
 """Each row imports only from rows below it; the files of one package know each other."""
 

@@ -219,7 +219,7 @@ def test_a_snippet_with_another_secret_is_refused(site: Site, tmp_path: Path) ->
 
 
 def test_the_first_curl_is_the_one_that_flask_start_prints(tmp_path: Path) -> None:
-    greeting = start._greeting(load({}, tmp_path))
+    greeting = start._greeting(load({}, tmp_path), "127.0.0.1", start.DEFAULT_PORT)
     (line,) = re.findall(r"^curl .*hello-1.*$", README, re.MULTILINE)
     assert line.split(" -d ")[1] in greeting
     assert line.split(" -d ")[0].split()[-1] in greeting
