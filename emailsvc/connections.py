@@ -89,12 +89,6 @@ def ping_what_rested(engine: Engine) -> None:
             raise DisconnectionError("the connection did not answer")
 
 
-def is_pooled(engine: Engine) -> bool:
-    """Is there a connection pooler between? Raises the database's errors."""
-    with engine.connect() as connection:
-        return bool(connection.info.get("pooled"))
-
-
 class HeldConnections:
     """Ends what is held for longer than ``HELD_SECONDS``: whoever waits for a server that hangs gets an error."""
 

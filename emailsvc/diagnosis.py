@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from emailsvc import outbox, reports, schema
 from emailsvc.clock import utcnow
 from emailsvc.config import Config
-from emailsvc.connections import is_pooled, refused_by_pooler
+from emailsvc.connections import refused_by_pooler
 from emailsvc.errors import brief
 from emailsvc.extensions import Service
 from emailsvc.locks import PREFIX
@@ -65,11 +65,15 @@ def _configuration(config: Config) -> Iterator[Finding]:
 
 def _database(own: Service) -> Iterator[Finding]:
     try:
+        with own.engine.connect().execution_options(read_only=True) as connection:
+            unfit, pooled = schema.unfit_encoding(connection), connection.info.get("pooled")
+        if unfit:
+            yield Finding("wrong", "encoding", unfit)
         if schema.is_older(own.engine):
             yield Finding("wrong", "database", "its schema is older than this code: run `flask db upgrade`")
             return
         outbox.try_commit(own.engine)
-        through = f"{own.engine.dialect.name}{' through a connection pooler' if is_pooled(own.engine) else ''}"
+        through = f"{own.engine.dialect.name}{' through a connection pooler' if pooled else ''}"
         yield Finding("ok", "database", f"takes commits ({through}), the schema fits")
         problems = reports.readiness(own.engine, own.config)
         violations = reports.violations(own.engine, own.config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 from functools import cache
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from flask import Flask
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from emailsvc.errors import ConfigurationError
+
+log = logging.getLogger("emailsvc.database")
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -32,9 +35,27 @@ def is_older(engine: Engine) -> bool:
     Raises the database's errors.
     """
     with engine.connect().execution_options(read_only=True) as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
+        return _lacks_something(current_revision(connection))
+
+
+def current_revision(connection: Connection) -> str | None:
+    """None for a database that was never set up."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _lacks_something(revision: str | None) -> bool:
     known = _known()
-    return current is None or (current in known and current != known[0])
+    return revision is None or (revision in known and revision != known[0])
+
+
+def unfit_encoding(connection: Connection) -> str | None:
+    """What is wrong with the encoding of a PostgreSQL database; None when it can hold every e-mail."""
+    if connection.dialect.name == "sqlite":
+        return None
+    encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+    if encoding == "UTF8":
+        return None
+    return f"its encoding is {encoding}, and only UTF8 holds every e-mail (`createdb -E UTF8 -l C -T template0 NAME`)"
 
 
 def upgrade(app: Flask) -> None:
@@ -43,15 +64,26 @@ def upgrade(app: Flask) -> None:
 
 
 def ensure(app: Flask, engine: Engine) -> None:
-    """Upgrade a SQLite file (processes that start together take turns), or refuse an old PostgreSQL schema.
+    """Upgrade a SQLite file (processes that start together take turns), or refuse an unfit PostgreSQL database.
 
     Raises ConfigurationError for the latter, and the database's errors.
     """
     if engine.dialect.name != "sqlite":
-        if is_older(engine):
-            raise ConfigurationError("the database schema is older than this code: run `flask db upgrade` first.")
+        _refuse_unfit(engine)
         return
     with open(app.extensions["emailsvc"].config.instance / "schema.lock", "w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
         if is_older(engine):
             upgrade(app)
+
+
+def _refuse_unfit(engine: Engine) -> None:
+    """One in another encoding that is in use goes on: most e-mails fit into it, and those that wait must go out."""
+    with engine.connect() as connection:
+        revision, unfit = current_revision(connection), unfit_encoding(connection)
+    if unfit and revision is None:
+        raise ConfigurationError(f"DATABASE_URL: the database cannot be used: {unfit}.")
+    if _lacks_something(revision):
+        raise ConfigurationError("the database schema is older than this code: run `flask db upgrade` first.")
+    if unfit:
+        log.warning("database_encoding", extra={"fields": {"error": unfit}})

@@ -214,7 +214,6 @@ def test_a_retry_keeps_its_message_id(bench: Bench) -> None:
 
 
 def test_words_that_the_database_cannot_hold_cost_the_words_and_not_the_outcome(latin1: Bench) -> None:
-    """psycopg's UnicodeEncodeError is none of SQLAlchemy's errors."""
     _refuse_with_words_that_cannot_be_stored(latin1, "550 5.7.1 Письмо отклонено")
 
 

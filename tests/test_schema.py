@@ -12,9 +12,12 @@ from flask import Flask
 from sqlalchemy import Engine, inspect, text
 
 from emailsvc import config, schema
+from emailsvc.app import _prepared
+from emailsvc.diagnosis import diagnose
 from emailsvc.errors import ConfigurationError
 from emailsvc.models import Base
 from tests.servers import PostgreSQL
+from tests.test_cli import run
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = {*Base.metadata.tables, "alembic_version"}
@@ -135,3 +138,73 @@ def test_an_upgrade_of_what_is_up_to_date_changes_nothing(app: Flask) -> None:
     before = version(engine_of(app))
     schema.upgrade(app)
     assert version(engine_of(app)) == before
+
+
+# A database that cannot hold every e-mail
+
+MakeDatabase = Callable[[str], str]
+IN_C = "LC_COLLATE 'C' LC_CTYPE 'C'"
+
+
+@pytest.fixture
+def make_database(postgresql: PostgreSQL) -> Iterator[MakeDatabase]:
+    """The URL of an empty one in the given encoding."""
+    made: list[str] = []
+
+    def make(encoding: str) -> str:
+        made.append(postgresql.create_database("template0", f"ENCODING '{encoding}' {IN_C}"))
+        return postgresql.url(made[-1])
+
+    yield make
+    for name in made:
+        postgresql.drop_database(name)
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_an_empty_database_in_another_encoding_is_refused(
+    make: Callable[[str], Flask], make_database: MakeDatabase, encoding: str
+) -> None:
+    app = make(make_database(encoding))
+    with pytest.raises(ConfigurationError, match=f"its encoding is {encoding}"):
+        _prepared(app)
+    for command in (["db", "upgrade"], ["start"]):
+        done = run(app, *command)
+        assert done.exit_code == 1
+        assert f"its encoding is {encoding}" in done.output.strip().splitlines()[-1]
+    assert diagnosed(app)["encoding"] == "wrong"
+    assert set(inspect(engine_of(app)).get_table_names()) <= {"alembic_version"}
+    with engine_of(app).connect() as connection:
+        assert schema.current_revision(connection) is None
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_one_in_use_is_warned_about_and_fails_the_check(
+    make: Callable[[str], Flask],
+    make_database: MakeDatabase,
+    encoding: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = make(make_database(encoding))
+    with monkeypatch.context() as as_before:
+        as_before.setattr(schema, "unfit_encoding", lambda _connection: None)
+        schema.upgrade(app)
+    assert _prepared(app)
+    (warning,) = [record for record in caplog.records if record.getMessage() == "database_encoding"]
+    assert f"its encoding is {encoding}" in warning.__dict__["fields"]["error"]
+    schema.upgrade(app)
+    assert diagnosed(app)["encoding"] == "wrong"
+    client, payload = app.test_client(), {"email_id": "m-1", "user": "ada@example.com", "body": "Text"}
+    too_much = client.post("/webhook/email", json={**payload, "subject": "Привет"}).status_code
+    assert too_much == {"LATIN1": 500, "SQL_ASCII": 202}[encoding]
+    assert client.post("/webhook/email", json={**payload, "email_id": "m-2", "subject": "Café"}).status_code == 202
+
+
+def test_utf8_is_not_complained_about(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    assert _prepared(app)
+    assert "database_encoding" not in caplog.messages
+    assert "encoding" not in diagnosed(app)
+
+
+def diagnosed(app: Flask) -> dict[str, str]:
+    return {finding.subject: finding.level for finding in diagnose(app.extensions["emailsvc"])}

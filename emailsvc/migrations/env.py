@@ -6,7 +6,7 @@ from flask import current_app
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from emailsvc import models  # noqa: F401 - fills the metadata
+from emailsvc import models, schema  # noqa: F401 - fills the metadata
 from emailsvc.connections import refused_by_pooler
 from emailsvc.errors import brief
 
@@ -29,4 +29,7 @@ with connection:
         if connection.dialect.name == "postgresql":
             # Two release phases at once take turns; ours is the only use of this number.
             connection.execute(text("SELECT pg_advisory_xact_lock(7365626)"))
+            unfit = schema.unfit_encoding(connection)
+            if unfit and schema.current_revision(connection) is None:
+                raise click.ClickException(f"The database cannot be used: {unfit}.")
         context.run_migrations()
