@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import json
 import os
 import re
@@ -18,9 +19,10 @@ from typing import Any
 import pytest
 from flask import Flask
 from msgspec.structs import fields
+from redis.exceptions import RedisError
 from werkzeug.serving import make_server
 
-from emailsvc import cli, extensions, outbox, schema, start
+from emailsvc import cli, extensions, outbox, queue, schema, serving, start
 from emailsvc.addresses import FORBIDDEN_HEADERS, FORBIDDEN_PREFIXES
 from emailsvc.config import Config, load
 from emailsvc.delivery import Drain
@@ -30,6 +32,10 @@ from emailsvc.models import Reason, Status
 from emailsvc.payload import EmailPayload, Rules, parse_email
 from emailsvc.web.answers import CURSOR
 from emailsvc.web.contract import ROUTES
+from tests.conftest import started
+from tests.mails import Certificate
+from tests.servers import Redis
+from tests.smtpd import Smtpd
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -304,6 +310,76 @@ def logged() -> set[str]:
 
 def test_the_connections_of_a_process_are_as_many_as_it_says() -> None:
     assert f"A process holds at most {extensions.POOL_SIZE}: " in README
+
+
+def test_the_threads_of_a_web_process_are_as_many_as_it_says_and_hold_a_connection_to_redis_each() -> None:
+    assert f"(gunicorn, {serving.threads} threads a process)" in README
+    assert f"a web process up to {serving.threads} (one a thread)" in README
+
+
+def test_the_processes_to_name_are_those_of_the_procfile_that_go_on() -> None:
+    (named,) = re.findall(r"`honcho start ([a-z ]+)`", README)
+    lines = (ROOT / "Procfile").read_text().splitlines()
+    assert named.split() == [line.partition(":")[0] for line in lines if "flask db upgrade" not in line]
+
+
+def test_the_largest_attachment_is_as_large_as_it_says(site: Site, make_app: Callable[[Config], Flask]) -> None:
+    (told,) = re.findall(r"under the default `MAX_REQUEST_BYTES` about ([0-9.]+) MB", README)
+    client = make_app(site.config).test_client()
+    for size, status in ((float(told), 202), (float(told) + 0.1, 413)):
+        content = base64.b64encode(bytes(int(size * 1e6))).decode()
+        attachment = {"filename": "a.bin", "content_type": "application/octet-stream", "content": content}
+        email = {
+            "email_id": "large",
+            "user": "ada@example.com",
+            "subject": "Hello",
+            "body": "",
+            "attachments": [attachment],
+        }
+        answer = client.post("/webhook/email", json=email, headers={"Authorization": f"Bearer {TOKEN}"})
+        assert answer.status_code == status, size
+
+
+# Private authorities
+
+
+class TlsRedis(Redis):
+    """Its certificate is its own authority."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority, self._key = folder / "certificate.pem", folder / "key.pem"
+        super().__init__()
+
+    @property
+    def url(self) -> str:
+        return f"rediss://127.0.0.1:{self.port}?ssl_ca_certs={self.authority}"
+
+    def command(self) -> list[str]:
+        tls = ["--tls-port", str(self.port), "--tls-cert-file", str(self.authority), "--tls-key-file", str(self._key)]
+        return [*super().command(), "--port", "0", *tls, "--tls-auth-clients", "no"]
+
+
+def test_a_redis_with_a_private_authority_is_trusted_when_the_url_names_it(tmp_path: Path) -> None:
+    Certificate(tmp_path)
+    server: TlsRedis = started(lambda: TlsRedis(tmp_path))
+    try:
+        queue.build(load({"REDIS_URL": server.url}, tmp_path)).storage.enqueue(b"one")
+        with pytest.raises(RedisError, match="certificate verify failed"):
+            queue.build(load({"REDIS_URL": server.url.partition("?")[0]}, tmp_path)).storage.enqueue(b"two")
+        assert "`?ssl_ca_certs=/path/to/authority.pem`" in README
+    finally:
+        server.close()
+
+
+def test_a_mail_server_with_a_private_authority_is_trusted_when_the_environment_names_it(tmp_path: Path) -> None:
+    certificate = Certificate(tmp_path)
+    with Smtpd(tls=certificate.server) as server:
+        check = "from emailsvc.mail import smtp; from emailsvc.parsers import smtp_url; smtp.check(smtp_url('{}'))"
+        command = [sys.executable, "-c", check.format(f"smtps://127.0.0.1:{server.port}")]
+        trusting = {**os.environ, "SSL_CERT_FILE": str(tmp_path / "certificate.pem")}
+        assert subprocess.run(command, cwd=ROOT, env=trusting, capture_output=True).returncode == 0
+        assert b"certificate verify failed" in subprocess.run(command, cwd=ROOT, capture_output=True).stderr
+    assert "`SSL_CERT_FILE=/path/to/authority.pem`" in README
 
 
 def test_every_link_leads_somewhere() -> None:
