@@ -56,7 +56,7 @@ class Certificate:
         openssl = shutil.which("openssl")
         if openssl is None:
             pytest.skip("the openssl program makes the certificates of these tests")
-        certificate, key = folder / "certificate.pem", folder / "key.pem"
+        self.file, self.key = certificate, key = folder / "certificate.pem", folder / "key.pem"
         command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
         command += ["-days", "2", "-subj", "/CN=test", "-addext", f"subjectAltName={names}"]
         subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)

@@ -108,6 +108,8 @@ class Behaviour:
     smtputf8: bool = True
     size: int | None = 50_000_000
     mails_per_connection: int | None = None  # then 421
+    idle_seconds: float | None = None  # after a mail; then one of ``last_words``
+    last_words: tuple[Action, ...] = (("451 4.4.2 Timeout", DROP), ("554 5.4.2 idle too long", DROP))  # in turn
     command_delay: float = 0.0
     mail_delay: float = 0.0  # before the reply to the dot
     data_despite_refusal: bool = False  # answer DATA with 354 although no recipient was accepted
@@ -283,6 +285,7 @@ class Session(asyncio.Protocol):
         self.closed = True
         self.number = 0
         self.mails = 0
+        self.heard = 0  # pieces of what the client sent
         self.in_data = False
         self.in_auth: list[str] | None = None
         self.logged_in = False
@@ -312,6 +315,7 @@ class Session(asyncio.Protocol):
             self.server.changed(open_connections=-1)
 
     def data_received(self, data: bytes) -> None:
+        self.heard += 1
         self.buffer += data
         self.work()
 
@@ -526,6 +530,13 @@ class Session(asyncio.Protocol):
         if HANG not in steps:
             self.converse(False)
         self.act((Later(delay), *steps) if delay else steps)
+        if self.behaviour.idle_seconds is not None:
+            self.loop.call_later(delay + self.behaviour.idle_seconds, self.end_idleness, self.heard)
+
+    def end_idleness(self, heard: int) -> None:
+        if heard == self.heard and not self.closed:
+            words = self.behaviour.last_words
+            self.act(words[self.number % len(words)])
 
     def do_rset(self, text: str) -> None:
         self.sender, self.recipients = None, ()

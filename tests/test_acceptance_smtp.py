@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,3 +176,22 @@ def test_421_to_quit_changes_nothing_about_a_mail_that_was_accepted(story: Story
     assert story.server.seen("QUIT") >= 1
     assert {story.row(name)["status"] for name in ("other-yes", "later", "dripping")} == {"sent"}
     assert copies(story.server) == before
+
+
+@pytest.mark.parametrize("pipelining", [True, False], ids=["pipelining", "step by step"])
+def test_a_server_that_ends_idle_connections_with_an_error_costs_no_attempt(
+    make_stack: Callable[..., Stack], sink: Smtpd, pipelining: bool
+) -> None:
+    """``451 4.4.2`` and ``554 5.4.2`` in turn, said around the moment at which the next e-mail comes."""
+    sink.behaviour.pipelining, sink.behaviour.idle_seconds = pipelining, 0.1
+    stack = make_stack(SMTP_URL=smtp_url(sink), WORKER_THREADS="1", RETRY_DELAY_SECONDS="1", WEB_CONCURRENCY="1")
+    stack.start(workers=1)
+    gaps = random.Random(5)
+    for number in range(30):
+        assert stack.post(email(f"m-{number}")).status == 202
+        sink.wait(lambda number=number: sink.taken > number, 30)  # type: ignore[misc]
+        time.sleep(gaps.uniform(0.05, 0.2))
+    stats = stack.wait_settled()
+    assert (stats["sent"], stats["failed_attempts"], stats["dead_letters"]) == (30, 0, 0)
+    assert sink.connections > 5
+    assert set(copies(sink).values()) == {1}

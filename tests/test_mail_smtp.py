@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import logging
+import select
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
+from emailsvc.clock import monotonic
 from emailsvc.mail import Outcome
 from emailsvc.mail import smtp as smtp_module
-from emailsvc.mail.connection import ConnectFailed
+from emailsvc.mail.connection import Connection, ConnectFailed
+from emailsvc.mail.line import Line
 from emailsvc.mail.smtp import SmtpTransport, check
+from emailsvc.parsers import SmtpServer
 from tests.mails import Certificate, a_mail, at, send
-from tests.smtpd import DROP, HANG, Action, Drip, Plan, Smtpd
+from tests.smtpd import DROP, HANG, Action, Drip, Later, Plan, Smtpd
 
 SENT, DEFERRED, REJECTED = Outcome.SENT, Outcome.DEFERRED, Outcome.REJECTED
 OUTAGE, UNCERTAIN, CUT = Outcome.OUTAGE, Outcome.UNCERTAIN, Outcome.CUT
@@ -278,13 +285,97 @@ def test_a_server_that_closes_after_some_mails_is_reconnected_silently(
     assert all(server.copies(mail.message_id) == 1 for mail in mails)
 
 
-@pytest.mark.parametrize("farewell", [DROP, "421 4.4.2 idle", "250 stray"], ids=str)
+LAST_WORDS = ["421 4.4.2 idle", "451 4.4.2 Timeout", "554 5.4.2 idle too long", "what?"]
+
+
+@pytest.mark.parametrize("farewell", [DROP, *LAST_WORDS])
 def test_a_kept_connection_that_ended_meanwhile_is_reconnected_silently(
     server: Smtpd, transport: SmtpTransport, farewell: Action
 ) -> None:
-    server.script("*", Plan("dot", ("250 ok", *([farewell] if farewell != "250 stray" else ["what?"])), taken=True))
+    """What came together with the reply to the dot lies in the reader's buffer, or in the socket."""
+    server.script("*", Plan("dot", ("250 ok", farewell), taken=True))
     assert [send(transport).outcome for _ in range(2)] == [SENT, SENT]
     assert (server.connections, server.taken) == (2, 2)
+
+
+@pytest.mark.parametrize("tls", ["none", "starttls", "implicit"])
+@pytest.mark.parametrize("closes", [True, False], ids=["and closes", "and waits"])
+@pytest.mark.parametrize("words", [*LAST_WORDS, "451 no code", "250 2.0.0 stray", "half a li"])
+def test_what_a_server_says_unasked_is_not_charged_to_the_next_mail(
+    certificate: Certificate, tls: str, words: str, closes: bool
+) -> None:
+    """Said while the connection rests, as mail servers do that close an idle one."""
+    said = words.encode() + b"\r\n" * (words != "half a li")
+    with _over(tls, certificate) as server:
+        transport = SmtpTransport(at(server, tls), context=certificate.trusted)
+        server.script("*", Plan("dot", ("250 ok", Later(0.05), said, *[DROP] * closes), taken=True))
+        assert send(transport).outcome is SENT
+        (session,) = server.sessions
+        server.wait(lambda: session.transport.is_closing() if closes else not session.busy)
+        assert send(transport).outcome is SENT
+        assert (server.connections, server.taken) == (2, 2)
+        transport.close()
+
+
+@pytest.mark.parametrize("tls", ["none", "starttls", "implicit"])
+def test_a_connection_that_is_quiet_is_kept_over_tls_too(certificate: Certificate, tls: str) -> None:
+    with _over(tls, certificate) as server:
+        transport = SmtpTransport(at(server, tls), context=certificate.trusted)
+        assert [send(transport).outcome for _ in range(4)] == [SENT] * 4
+        assert server.connections == 1
+        transport.close()
+
+
+def _over(tls: str, certificate: Certificate) -> Smtpd:
+    return Smtpd(
+        tls=certificate.server if tls == "implicit" else None,
+        starttls=certificate.server if tls == "starttls" else None,
+    )
+
+
+@pytest.mark.parametrize("words", ["451 4.4.2 Timeout", "554 5.4.2 idle too long"])
+@pytest.mark.parametrize("step", ["mail", "rset"])
+def test_a_bad_connection_as_the_first_reply_of_a_kept_one_is_its_end(
+    server: Smtpd, transport: SmtpTransport, step: str, words: str
+) -> None:
+    """The server's words and our command crossed on their way."""
+    if step == "rset":
+        server.script("ada@example.com", Plan("rcpt", "550 5.1.1 unknown"))
+        server.behaviour.rset = (words, DROP)
+    send(transport)
+    if step == "mail":
+        server.script("*", Plan("mail", (words, DROP)))
+    assert send(transport).outcome is SENT
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize(("words", "outcome"), [("451 4.4.2 Timeout", DEFERRED), ("554 5.4.2 no", REJECTED)])
+def test_a_bad_connection_that_is_new_counts(
+    server: Smtpd, transport: SmtpTransport, words: str, outcome: Outcome
+) -> None:
+    send(transport)
+    server.script("*", *[Plan("mail", words)] * 2)
+    assert send(transport).outcome is outcome
+    assert server.connections == 2
+
+
+def test_a_readable_connection_that_holds_no_words_is_kept(certificate: Certificate) -> None:
+    """A TLS record of the protocol's own (session tickets, here new keys) makes the socket readable."""
+    command = ["openssl", "s_server", "-accept", "127.0.0.1:0", "-naccept", "1", "-crlf", "-cert", certificate.file]
+    with subprocess.Popen([*command, "-key", certificate.key], stdin=PIPE, stdout=PIPE, text=True) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        port = next(int(line.rpartition(":")[2]) for line in server.stdout if line.startswith("ACCEPT"))
+        line = Line()
+        line.begin(monotonic() + 20)
+        with closing(Connection(SmtpServer("127.0.0.1", port, "implicit"), line, certificate.trusted)) as connection:
+            print("220 hello", "250 mail.example.test", sep="\n", file=server.stdin, flush=True)
+            connection.open()
+            assert connection.unasked() is None
+            for words, unasked in (("k", None), ("451 4.4.2 Timeout", "451 4.4.2 Timeout")):  # "k" updates the keys
+                print(words, file=server.stdin, flush=True)
+                assert select.select([connection.sock], [], [], 20)[0]
+                assert connection.unasked() == unasked
 
 
 def test_a_server_that_restarted_is_reconnected_silently(server: Smtpd, transport: SmtpTransport) -> None:

@@ -199,6 +199,27 @@ class Connection(smtplib.SMTP):
         enhanced = _enhanced(text)
         return self._replied(Reply(int(code), text, enhanced.group() if enhanced else None)), b"\n".join(words)
 
+    def unasked(self) -> str | None:
+        """What the server has done while nothing was asked of it: its last words, or its end. None when it is quiet.
+
+        Reading decides, not ``select``: over TLS a readable socket may hold no more than a session ticket.
+        """
+        if self.sock is None or self.file is None:
+            return "closed"
+        said = b""
+        self.sock.setblocking(False)
+        try:
+            said = self.file.read(1)  # None: nothing yet; empty: the end
+            if said:
+                said += self.file.readline(LONGEST_LINE)
+        except ssl.SSLWantReadError:
+            return readable(said) if said else None
+        except OSError as exc:
+            return type(exc).__name__
+        finally:
+            self.sock.settimeout(None)
+        return None if said is None else readable(said) or "the connection ended"
+
     def _replied(self, reply: Reply) -> Reply:
         self._last = reply
         return reply

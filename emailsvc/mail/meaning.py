@@ -11,6 +11,7 @@ from emailsvc.mail.line import Cut, LineCut
 
 CLOSING = 421  # RFC 5321 §4.2.2: the server is about to end the connection
 ACCOUNT = (530, 535, 538)  # RFC 4954 §6: trouble with our login, not with the mail
+BAD_CONNECTION = ("4.4.2", "5.4.2")  # RFC 3463 §3.5: what some servers say when they close an idle one
 
 
 class Stale(Exception):

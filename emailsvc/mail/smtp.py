@@ -19,7 +19,7 @@ from emailsvc.mail import Mail, Outcome, Result
 from emailsvc.mail.connection import Connection, Reply
 from emailsvc.mail.header import Unbuildable, envelope_address
 from emailsvc.mail.line import Cut, Line, LineCut
-from emailsvc.mail.meaning import ACCOUNT, CLOSING, Refused, Stale, of_dot, of_failure
+from emailsvc.mail.meaning import ACCOUNT, BAD_CONNECTION, CLOSING, Refused, Stale, of_dot, of_failure
 from emailsvc.mail.message import build, needs_smtputf8
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ class SmtpTransport:
     def _deliver(self, letter: _Letter) -> Result:
         if self._connection is not None:
             try:
+                if unasked := self._connection.unasked():
+                    raise Stale(unasked)
                 return self._hand_over(self._connection, letter, kept=True)
             except Stale as stale:
                 logger.info("The kept connection had ended, connecting anew: %s", stale)
@@ -221,7 +223,9 @@ def check(server: SmtpServer, *, timeout: float = 15.0, context: ssl.SSLContext 
 
 def _is_stale(command: str, reply: Reply) -> bool:
     """Not an answer to this mail, but the end of what came before it."""
-    return reply.code in (CLOSING, *ACCOUNT) or reply.kind in (0, 3) or (command == "RSET" and reply.kind != 2)
+    if reply.code in (CLOSING, *ACCOUNT) or reply.enhanced in BAD_CONNECTION or reply.kind in (0, 3):
+        return True
+    return command == "RSET" and reply.kind != 2
 
 
 def _quit(connection: Connection) -> None:
