@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine
@@ -17,7 +17,7 @@ from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, SQLA
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from emailsvc import outbox
-from emailsvc.clock import monotonic, utcnow
+from emailsvc.clock import monotonic
 from emailsvc.config import Config
 from emailsvc.errors import brief
 from emailsvc.log import mask, without_addresses
@@ -28,9 +28,6 @@ from emailsvc.outcome import Outcome, Result
 log = logging.getLogger("emailsvc.delivery")
 
 T = TypeVar("T")
-
-WORK_SECONDS = 10.0
-"""A drain works for so long, then asks for a successor: sweeps and heartbeats must not starve behind a backlog."""
 
 SLOW_SECONDS = 5.0
 """After a conversation that took longer, the untouched rest of the batch is released for others."""
@@ -45,27 +42,28 @@ fits would be read and given back again and again.
 
 LOW_FIRST_EVERY = 10
 LONGEST_RETRY_SECONDS = 5.0
+LONGEST_WAIT_SECONDS = 1.0
+"""A drain waits so long for its slot under a rate limit; for a later one it comes again."""
+
 Errors = tuple[type[Exception], ...]
 DATABASE_AWAY: Errors = (OperationalError, InterfaceError, InternalError, PoolTimeout)
 
 
 @dataclass(eq=False)
 class Drain:
-    """One thread's way through what is due. ``wake`` and ``schedule`` ask for further drains, now or at a time."""
+    """One thread's way through what is due. ``wake`` asks for further drains."""
 
     engine: Engine
     config: Config
     transport: Transport
     stopping: threading.Event
     wake: Callable[[], None]
-    schedule: Callable[[datetime], None]
     _batch: _Batch | None = None
 
     def run(self) -> None:
-        """Work until nothing is due, the time is up, or the process stops. Raises the database's errors."""
-        until = monotonic() + WORK_SECONDS
+        """Work until nothing is due or the process stops. Raises the database's errors."""
         turn = secrets.randbelow(LOW_FIRST_EVERY)
-        while not self.stopping.is_set() and monotonic() < until:
+        while not self.stopping.is_set():
             turn += 1
             asked = monotonic()
             claim = self._claim(low_first=turn % LOW_FIRST_EVERY == 0)
@@ -74,9 +72,10 @@ class Drain:
                     self.wake()
                 self._batch = _Batch(self, claim, asked)
                 self._batch.work()
-            elif not self._worth_waiting(claim):
+            elif claim.wait is None or claim.wait > LONGEST_WAIT_SECONDS:
                 return
-        self.wake()  # there may be more: for a successor, or for another worker when this one stops
+            else:
+                self.stopping.wait(claim.wait)
 
     def hand_back(self) -> None:
         """Called by another thread once nothing can start any more: release what the batch in hand has not begun.
@@ -86,14 +85,6 @@ class Drain:
         rows = list(self._batch.rows) if self._batch else []
         if self._batch and rows:
             outbox.release(self.engine, self._batch.claim.token, [row.id for row in rows])
-
-    def _worth_waiting(self, idle: Idle) -> bool:
-        if idle.reason == "rate" and idle.wait is not None and idle.wait <= 1:
-            self.stopping.wait(idle.wait)
-            return True
-        if idle.wait is not None:
-            self.schedule(utcnow() + timedelta(seconds=idle.wait))
-        return False
 
     def _claim(self, *, low_first: bool) -> Claim | Idle:
         token = secrets.token_hex(16)
@@ -180,7 +171,6 @@ class _Batch:
         self.rows.clear()
         if ids:
             self.drain.persist(lambda: outbox.release(self.drain.engine, self.claim.token, ids), "release")
-            self.drain.wake()
 
     def _one(self, row: Claimed) -> bool:
         """One conversation and its record; True when the next may start."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from flask import current_app
@@ -34,13 +33,12 @@ migrate = Migrate(directory="emailsvc/migrations")
 
 @dataclass(frozen=True)
 class Service:
-    """``wake`` and ``schedule`` ask for a drain now or at a time; they never raise, and never block for 2 s."""
+    """``wake`` asks for a drain; it never raises, and never blocks for 2 s."""
 
     config: Config
     engine: Engine
     locks: Locks
     wake: Callable[[], None]
-    schedule: Callable[[datetime], None]
 
 
 def service() -> Service:

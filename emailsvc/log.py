@@ -74,5 +74,5 @@ def configure(config: Config) -> None:
     root.handlers[:] = [handler]
     root.setLevel(config.log_level)
     # A line per popped task says nothing about an e-mail.
-    for noisy in ("huey", "alembic", "werkzeug"):
+    for noisy in ("huey", "huey.consumer", "alembic", "werkzeug"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

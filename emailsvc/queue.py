@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import signal
 import sqlite3
-import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Any
+from datetime import datetime
+from typing import Any, TypeVar
 
 from huey import Huey
+from huey.api import Task, TaskWrapper
 from huey.consumer import Consumer, Scheduler
 from huey.registry import Message
 from huey.serializer import Serializer
@@ -27,26 +26,29 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from emailsvc.clock import monotonic, utcnow
+from emailsvc.clock import monotonic
 from emailsvc.config import Config
 from emailsvc.errors import ConfigurationError
+from emailsvc.lookout import Lookout
 from emailsvc.parsers import REDIS_URL
 
 log = logging.getLogger("emailsvc.queue")
+
+T = TypeVar("T")
 
 SOCKET_SECONDS = 1.0
 """Longest wait for Redis on any one command: a webhook sends two, and is answered within 2 s."""
 
 POP_SECONDS = 0.5
+POLL_SECONDS = 0.1
+"""A queue file is looked at as often; by default Huey leaves up to 10 s between."""
+
 ENOUGH_WAITING = 16
 """A drain that was not popped yet will see our row, because it claims after it is popped."""
 
 SILENT_SECONDS = 5.0
 AWAY_SECONDS = 1.0
-AHEAD_SECONDS = 60.0
-"""Drains are scheduled so far ahead, or as far as to the next sweep, whichever is more."""
-
-SHUTDOWN_SECONDS = 24.0
+SHUTDOWN_SECONDS = 22.0
 QUEUE_ERRORS = (RedisError, sqlite3.Error, OSError)
 
 
@@ -67,15 +69,31 @@ class JsonSerializer(Serializer):  # type: ignore[misc]
         )  # fmt: skip
 
 
+class SweepScheduler(Scheduler):  # type: ignore[misc]
+    """Runs the periodic tasks itself, so that neither a queue that is away nor long drains can hold up a sweep."""
+
+    def __init__(self, huey: Queue, *args: Any, **options: Any) -> None:
+        super().__init__(huey, *args, **options)
+        self.periodic_task_seconds = huey.settings.sweep_seconds
+
+    def enqueue_periodic_tasks(self, now: datetime | None) -> None:
+        for task in self.huey.read_periodic(now):
+            self.huey.execute(task)
+
+
 class GracefulConsumer(Consumer):  # type: ignore[misc]
     """Stops once, and properly: platforms send SIGTERM several times, and Huey's own second one means "now"."""
+
+    scheduler_class = SweepScheduler
 
     def start(self) -> None:
         super().start()
         self.huey.started()
 
     def stop(self, graceful: bool = False) -> None:
+        deadline = monotonic() + SHUTDOWN_SECONDS
         self.huey.stopping()
+        self.shutdown_timeout = max(0.0, deadline - monotonic())
         super().stop(graceful=graceful)
         self.huey.stopped()
 
@@ -87,55 +105,86 @@ class GracefulConsumer(Consumer):  # type: ignore[misc]
 
 
 class Queue(Huey):  # type: ignore[misc]
-    """Huey with our consumer. ``started``, ``stopping`` and ``stopped`` are called in the consumer's main thread."""
+    """Huey with our consumer, and without any need of its storage: what that loses, ``lookout`` finds in the table.
+
+    ``started``, ``stopping`` and ``stopped`` are called in the consumer's main thread.
+    """
+
+    drain: TaskWrapper
+    lookout: Lookout
 
     def __init__(self, config: Config, **storage: Any) -> None:
         super().__init__("emailsvc", results=False, serializer=JsonSerializer(), **storage)
         self.settings = config
-        self._told_until = 0.0
+        self._waits = self.storage.blocking
+        self.storage.blocking = (
+            True  # to Huey's workers: a file is polled in ``dequeue``, where mail is looked for, too
+        )
+        self._silent_until = 0.0
         self.started: Callable[[], None] = lambda: None
         self.stopping: Callable[[], None] = lambda: None
         self.stopped: Callable[[], None] = lambda: None
 
+    def wake(self) -> None:
+        """Ask for a drain unless enough tasks wait already. Call it after the commit that it is about.
+
+        Never raises or blocks for long: a client waits, and workers look by themselves for what is lost here.
+        """
+        if self.pending_count() < ENOUGH_WAITING:
+            self.drain()
+        if self._is_away:
+            self.lookout.nudge()
+
     def dequeue(self) -> Any:
-        try:
-            return super().dequeue()
-        except QUEUE_ERRORS as exc:
-            self._away(exc)
-            time.sleep(AWAY_SECONDS)
-            return None
+        """What somebody rang for; else, when the table has something due, a drain of this worker's own."""
+        patience = AWAY_SECONDS if self._is_away else 0.0 if self._waits else POLL_SECONDS
+        task = self._ask(super().dequeue, None)
+        if task is None and self.lookout.wait(patience):
+            task = self.drain.s(retries=0)
+        return task
 
-    def read_schedule(self, timestamp: datetime | None = None) -> Any:
-        try:
-            return super().read_schedule(timestamp)
-        except QUEUE_ERRORS as exc:
-            self._away(exc)
-            return []
+    def enqueue(self, task: Task) -> Any:
+        return self._ask(lambda: super(Queue, self).enqueue(task), None)
 
-    def _away(self, exc: Exception) -> None:
-        """One line every few seconds, from whichever thread is first; Huey would write a traceback for each try."""
-        if monotonic() >= self._told_until:
-            self._told_until = monotonic() + SILENT_SECONDS
-            log.warning("queue_unavailable", extra={"fields": {"error": str(exc) or type(exc).__name__}})
+    def pending_count(self) -> int:
+        return int(self._ask(super().pending_count, 0))
+
+    def add_schedule(self, task: Task) -> None:
+        self._ask(lambda: super(Queue, self).add_schedule(task), None)
+
+    def read_schedule(self, timestamp: datetime | None = None) -> list[Task]:
+        found: list[Task] = self._ask(lambda: super(Queue, self).read_schedule(timestamp), [])
+        return found
+
+    def is_revoked(self, task: Task, timestamp: datetime | None = None, peek: bool = True) -> bool:
+        return False  # nobody revokes; Huey would ask Redis before each task, and run none while it is away
+
+    def delete(self, key: str) -> bool:
+        return False  # Huey takes back a revocation after each task
+
+    @property
+    def _is_away(self) -> bool:
+        return monotonic() < self._silent_until
+
+    def _ask(self, act: Callable[[], T], otherwise: T) -> T:
+        """Storage that fails gets one line in the log, and is then left alone for some seconds."""
+        if self._is_away:
+            return otherwise
+        try:
+            return act()
+        except QUEUE_ERRORS as exc:
+            self._silent_until = monotonic() + SILENT_SECONDS
+            fields = {"error": str(exc) or type(exc).__name__, "silent_for": SILENT_SECONDS}
+            log.warning("queue_unavailable", extra={"fields": fields})
+            return otherwise
 
     def create_consumer(self, **options: Any) -> GracefulConsumer:
         # huey_consumer has just given its logger a handler of its own; ours on the root is enough.
         logging.getLogger("huey").handlers.clear()
-        logging.getLogger("huey").setLevel(logging.WARNING)
-        options |= {
-            "workers": self.settings.worker_threads,
-            "worker_type": "thread",
-            "graceful_signal": "TERM",
-            "shutdown_timeout": SHUTDOWN_SECONDS,
-            "initial_delay": 0.1,  # a SQLite file is polled; by default up to 10 s apart
-            "backoff": 1.0,
-            "max_delay": 0.1,
-        }
+        logging.getLogger("huey").setLevel(logging.ERROR)  # that a task will be retried was said by the task
+        options |= {"workers": self.settings.worker_threads, "worker_type": "thread", "graceful_signal": "TERM"}
         consumer = GracefulConsumer(self, **options)
         consumer._signal_actions[signal.SIGINT] = (False, True)
-        scheduler = type("Scheduler", (Scheduler,), {"periodic_task_seconds": self.settings.sweep_seconds})
-        consumer.scheduler_class = scheduler
-        consumer.scheduler = consumer._create_process(consumer._create_scheduler(), "Scheduler")
         return consumer
 
 
@@ -173,61 +222,3 @@ def _pool(url: str) -> ConnectionPool:
 
 def redis_client(queue: Queue) -> Redis | None:
     return getattr(queue.storage, "conn", None) if isinstance(queue.storage, RedisStorage) else None
-
-
-class Doorbell:
-    """Asks for drains. Never raises or blocks for long: a sender waits, and the sweep repairs what is lost."""
-
-    def __init__(self, queue: Queue, drain: Any) -> None:
-        self._queue, self._drain = queue, drain
-        self._silent_until = 0.0
-        self._guard = threading.Lock()
-        self._scheduled: set[int] = set()
-
-    def wake(self) -> None:
-        """Enqueue a drain unless enough tasks wait already. Call it after the commit that it is about."""
-
-        def ring() -> None:
-            if self._queue.pending_count() < ENOUGH_WAITING:
-                self._drain()
-
-        self._bounded(ring)
-
-    def schedule(self, moment: datetime) -> None:
-        """Enqueue a drain for that time. One per second, and none later than a sweep will ask by itself.
-
-        That drain schedules the next one when it has run out of work, so the first of many times is enough.
-        """
-        ahead = (moment - utcnow()).total_seconds()
-        second = math.ceil(moment.timestamp())
-        if ahead <= 0:
-            self.wake()
-        elif ahead <= max(AHEAD_SECONDS, self._queue.settings.sweep_seconds) and self._is_first(second):
-            self._bounded(lambda: self._add(second), lambda: self._scheduled.discard(second))
-
-    def _is_first(self, second: int) -> bool:
-        with self._guard:
-            now = int(time.time())
-            self._scheduled = {known for known in self._scheduled if known >= now}
-            known = second in self._scheduled
-            self._scheduled.add(second)
-            return not known
-
-    def _add(self, second: int) -> None:
-        task = self._drain.s()
-        # The same id for the same second makes the same message, which Redis keeps once however many ask for it.
-        task.id = f"drain-{second}"
-        task.eta = datetime.fromtimestamp(second, UTC).replace(tzinfo=None)
-        self._queue.add_schedule(task)
-
-    def _bounded(self, act: Callable[[], None], undo: Callable[[], None] = lambda: None) -> None:
-        if monotonic() < self._silent_until:
-            undo()
-            return
-        try:
-            act()
-        except QUEUE_ERRORS as exc:
-            undo()
-            self._silent_until = monotonic() + SILENT_SECONDS
-            fields = {"error": str(exc) or type(exc).__name__, "silent_for": SILENT_SECONDS}
-            log.warning("queue_unavailable", extra={"fields": fields})

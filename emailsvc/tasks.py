@@ -8,20 +8,24 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from huey.exceptions import CancelExecution
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from emailsvc import outbox, reports
+from emailsvc.clock import monotonic
 from emailsvc.config import Config
-from emailsvc.delivery import Drain
+from emailsvc.delivery import DATABASE_AWAY, Drain
 from emailsvc.errors import brief
 from emailsvc.extensions import Service
 from emailsvc.locks import Locks
+from emailsvc.lookout import Lookout, WrittenTo
 from emailsvc.mail import Transport
 from emailsvc.outbox import Swept
-from emailsvc.queue import Doorbell, Queue
+from emailsvc.queue import Queue
 
 log = logging.getLogger("emailsvc.tasks")
 
@@ -29,22 +33,28 @@ HEARTBEAT_SECONDS = 10.0
 GRACE_SECONDS = 20.0
 """How long a shutdown waits for the reply to a dot that was sent."""
 
+HAND_BACK_SECONDS = 2.0
+SIGN_OFF_SECONDS = 1.0
+
 
 def register(queue: Queue, config: Config, engine: Engine, locks: Locks, transport: Callable[[], Transport]) -> Service:
     """Hang the tasks on the queue; the service that comes back can wake them."""
-    crew = Crew(config, engine, transport)
+    crew = Crew(config, engine, transport, queue.wake)
 
     @queue.task(name="drain", retries=8, retry_delay=1, retry_backoff=2)  # type: ignore[untyped-decorator]
     def drain() -> None:
-        crew.drain(bell)
+        crew.drain()
 
     @queue.periodic_task(lambda _moment: True, name="sweep")  # type: ignore[untyped-decorator]
     def sweep() -> None:
-        run_sweep(config, engine, locks, bell)
+        run_sweep(config, engine, locks, queue.wake, crew.stopping)
 
-    bell = Doorbell(queue, drain)
+    queue.drain = drain
+    queue.lookout = Lookout(
+        lambda: outbox.look(engine), WrittenTo(str(engine.url.database)) if config.is_sqlite else None
+    )
     queue.started, queue.stopping, queue.stopped = crew.start, crew.stop, crew.leave
-    return Service(config, engine, locks, bell.wake, bell.schedule)
+    return Service(config, engine, locks, queue.wake)
 
 
 @dataclass
@@ -54,6 +64,7 @@ class Crew:
     config: Config
     engine: Engine
     make_transport: Callable[[], Transport]
+    wake: Callable[[], None]
     name: str = field(default_factory=lambda: f"{socket.gethostname()[-56:]}:{os.getpid()}")
     stopping: threading.Event = field(default_factory=threading.Event)
     _own: threading.local = field(default_factory=threading.local)
@@ -61,12 +72,15 @@ class Crew:
     _drains: list[Drain] = field(default_factory=list)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
-    def drain(self, bell: Doorbell) -> None:
-        drain = Drain(self.engine, self.config, self._transport(), self.stopping, bell.wake, bell.schedule)
+    def drain(self) -> None:
+        drain = Drain(self.engine, self.config, self._transport(), self.stopping, self.wake)
         with self._guard:
             self._drains.append(drain)
         try:
             drain.run()
+        except DATABASE_AWAY as exc:
+            log.warning("database_away", extra={"fields": {"doing": "drain", "error": brief(exc)}})
+            raise CancelExecution from exc  # to Huey: come again if somebody rang for this, and write no traceback
         finally:
             with self._guard:
                 self._drains.remove(drain)
@@ -92,15 +106,20 @@ class Crew:
             for transport in self._all:
                 transport.stop(GRACE_SECONDS)
             drains = list(self._drains)
-        try:
-            for drain in drains:
-                drain.hand_back()
-        except SQLAlchemyError as exc:  # their own threads go on trying
-            log.warning("not_handed_back", extra={"fields": {"error": brief(exc)}})
+        _within(HAND_BACK_SECONDS, *(partial(self._hand_back, drain) for drain in drains))
 
     def leave(self) -> None:
         for transport in self._all:
             transport.close()
+        _within(SIGN_OFF_SECONDS, self._sign_off)
+
+    def _hand_back(self, drain: Drain) -> None:
+        try:
+            drain.hand_back()
+        except SQLAlchemyError as exc:  # its own thread goes on trying
+            log.warning("not_handed_back", extra={"fields": {"error": brief(exc)}})
+
+    def _sign_off(self) -> None:
         try:
             outbox.forget_worker(self.engine, self.name)
         except SQLAlchemyError as exc:
@@ -116,19 +135,39 @@ class Crew:
                 return
 
 
-def run_sweep(config: Config, engine: Engine, locks: Locks, bell: Doorbell) -> None:
-    """Repairs under one lock, retention under another; then wake-ups for what was found due, and the invariant."""
+def _within(seconds: float, *acts: Callable[[], None]) -> None:
+    """Do all of it at once, and wait no longer: a database that hangs must not hold up the end of the process."""
+    deadline = monotonic() + seconds
+    threads = [threading.Thread(target=act, daemon=True) for act in acts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - monotonic()))
+
+
+def run_sweep(
+    config: Config, engine: Engine, locks: Locks, wake: Callable[[], None], stopping: threading.Event
+) -> None:
+    """Repairs under one lock, retention under another; then the invariant."""
     with locks.hold("sweep", max(5.0, config.sweep_seconds)) as held:
         if not held:
             return
-        swept = outbox.sweep(engine, config)
-        bell.wake()  # whatever wake-up was lost; and it schedules the next drain
+        swept = outbox.sweep(engine, config, stopping)
+        wake()  # whatever wake-up was lost
         with locks.hold("purge", 300.0) as purging:
             if purging:
-                outbox.retain(engine, config, swept)
+                outbox.retain(engine, config, swept, stopping)
         _report(swept)
+        if not swept.away:
+            _check_invariant(config, engine)
+
+
+def _check_invariant(config: Config, engine: Engine) -> None:
+    try:
         for violation in reports.violations(engine, config):
             log.error("invariant_broken", extra={"fields": {"what": violation}})
+    except SQLAlchemyError as exc:
+        log.error("repair_failed", extra={"fields": {"step": "invariant", "error": brief(exc)}})
 
 
 def _report(swept: Swept) -> None:

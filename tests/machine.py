@@ -216,7 +216,7 @@ class Actor:
         self.stopping = threading.Event()
         self.tokens.clear()
         nobody = lambda *_: None  # noqa: E731 - who is woken is the machine's to decide
-        self._drain = Drain(self.line(), self.world.config, self, self.stopping, nobody, nobody)
+        self._drain = Drain(self.line(), self.world.config, self, self.stopping, nobody)
         self.start(self._drain.run)
 
     def shut_down(self) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.servers import PostgreSQL, free_port, wait_for
+from tests.benchmarks import redis_away
+from tests.servers import PostgreSQL, Redis, free_port, wait_for
 from tests.smtpd import HANG, Drip, Plan, Smtpd
 from tests.stack import SHORT, TOKEN, Stack, copies, email, smtp_url
 
@@ -199,3 +200,40 @@ def test_clients_that_send_half_a_request_do_not_stop_the_web(make_stack: Callab
         line.close()
         body.close()
     assert "Traceback" not in web.output()
+
+
+@pytest.mark.parametrize("trouble", ["refused", "hanging", "full"])
+def test_mail_and_retries_go_out_in_time_whatever_becomes_of_redis(
+    trouble: str, postgresql: PostgreSQL, own_redis: Redis
+) -> None:
+    late = redis_away.run(postgresql, own_redis, trouble, seconds=6, rate=10)
+    assert len(late["first attempts"]) == 40
+    assert len(late["retries"]) == 20
+    assert max(late["first attempts"]) < 3
+    assert max(late["retries"]) < 2
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_worker_ends_in_time_and_without_a_traceback_when_its_database_is_away(
+    frozen: bool, own_postgresql: PostgreSQL, redis_url: str, sink: Smtpd, make_stack: Callable[..., Stack]
+) -> None:
+    database = own_postgresql.url(own_postgresql.create_database())
+    stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink))
+    sink.behaviour.mail_delay = 0.2
+    _, (worker,) = stack.start(workers=1)
+    stack.together(8, [f"m-{n}" for n in range(80)], lambda email_id: stack.post(email(email_id)))
+    wait_for(lambda: len(copies(sink)) > 8, 20, "four batches in hand")
+    if frozen:
+        own_postgresql.freeze()
+    else:
+        own_postgresql.kill9()
+    wait_for(lambda: "database_away" in worker.output() or frozen, 20, "it to be noticed")
+    worker.term()
+    began = time.monotonic()
+    worker.wait(40)
+    took = time.monotonic() - began
+    if frozen:
+        own_postgresql.thaw()
+    assert took < 25
+    assert "Traceback" not in worker.output()
+    assert "Unhandled" not in worker.output()

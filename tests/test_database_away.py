@@ -93,7 +93,7 @@ def test_an_outcome_in_hand_is_recorded_when_it_is_back(
 
     accept(engine, config, "a", "b")
     transport = MemoryTransport([die])
-    Drain(engine, config, transport, threading.Event(), lambda: None, lambda _at: None).run()
+    Drain(engine, config, transport, threading.Event(), lambda: None).run()
     assert [mail.email_id for mail in transport.attempts] == ["a", "b"]
     assert (row(engine, "a").status, row(engine, "b").status) == ("sent", "sent")
     assert reports.violations(engine, config) == []
@@ -121,7 +121,7 @@ def test_a_killed_connection_leads_to_neither_a_second_mail_nor_a_lost_one(
 
     def drained() -> bool:
         try:
-            Drain(engine, config, transport, threading.Event(), lambda: None, lambda _at: None).run()
+            Drain(engine, config, transport, threading.Event(), lambda: None).run()
             return reports.stats(engine)["sent"] == 30
         except OperationalError:
             return False
@@ -150,5 +150,5 @@ def test_a_claim_lost_with_its_connection_is_given_back_when_the_database_is(
     monkeypatch.setattr(outbox, "claim", claim_and_die)
     transport = MemoryTransport()
     with pytest.raises(OperationalError):
-        Drain(engine, config, transport, threading.Event(), lambda: None, lambda _at: None).run()
+        Drain(engine, config, transport, threading.Event(), lambda: None).run()
     assert (row(engine).status, row(engine).attempts, transport.attempts) == ("pending", 0, [])

@@ -6,7 +6,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from emailsvc.mail.files import FileTransport
 from emailsvc.mail.memory import MemoryTransport
 from emailsvc.models import Attempt, Base, DeadLetter, Email, Switch
 from emailsvc.outcome import Outcome, Result
-from emailsvc.queue import Doorbell, build
 from emailsvc.tasks import Crew
 from tests.emails import (
     DEFERRED,
@@ -55,10 +54,9 @@ class Bench:
     transport: MemoryTransport = field(default_factory=MemoryTransport)
     stopping: threading.Event = field(default_factory=threading.Event)
     wakes: int = 0
-    scheduled: list[datetime] = field(default_factory=list)
 
     def run(self) -> None:
-        Drain(self.engine, self.config, self.transport, self.stopping, self.wake, self.scheduled.append).run()
+        Drain(self.engine, self.config, self.transport, self.stopping, self.wake).run()
 
     def wake(self) -> None:
         self.wakes += 1
@@ -128,7 +126,7 @@ def test_a_thread_holds_one_large_mail_at_a_time(bench: Bench, tmp_path: Path) -
     """A batch of them at once would be a kill on a small machine, and then uncertain mail."""
     size = 2_000_000
     accept(bench.engine, bench.config, *(f"m-{n}" for n in range(10)), html="<p>Hi</p>\n" * (size // 10))
-    drain = Drain(bench.engine, bench.config, FileTransport(tmp_path), bench.stopping, bench.wake, lambda _at: None)
+    drain = Drain(bench.engine, bench.config, FileTransport(tmp_path), bench.stopping, bench.wake)
     tracemalloc.start()
     try:
         drain.run()
@@ -166,12 +164,15 @@ def test_a_mail_that_expired_while_its_content_was_read_starts_no_conversation(
     read = outbox.content
 
     def slow_read(*args: Any) -> Any:
+        found = read(*args)
         leap(25.0)
-        return read(*args)
+        move(bench.engine, 25, "expires_at")
+        return found
 
     monkeypatch.setattr(outbox, "content", slow_read)
     bench.run()
-    assert (row(bench.engine).status, bench.transport.attempts) == ("pending", [])
+    assert bench.transport.attempts == []
+    assert [letter.reason for letter in rows(bench.engine, DeadLetter)] == ["expired"]
 
 
 def test_a_mail_that_only_just_fits_into_its_lease_has_time_to_be_read(
@@ -191,16 +192,34 @@ def test_a_mail_that_only_just_fits_into_its_lease_has_time_to_be_read(
     assert (row(bench.engine).status, len(bench.transport.attempts)) == ("sent", 1)
 
 
-def test_each_drain_schedules_the_next_for_what_is_due_first(bench: Bench) -> None:
-    """Were only the earliest retry of a batch scheduled, the others would wait for the sweep."""
+def test_a_look_tells_when_a_claim_may_find_something(bench: Bench) -> None:
+    assert outbox.look(bench.engine) is None
+    accept(bench.engine, bench.config, "later", send_at=(utcnow() + timedelta(seconds=60)).isoformat(), priority="low")
+    assert outbox.look(bench.engine) == pytest.approx(60, abs=5)
     accept(bench.engine, bench.config, "a", "b")
+    assert (outbox.look(bench.engine) or 0) <= 0
     bench.answer(DEFERRED, DEFERRED).run()
-    first, second = sorted(("a", "b"), key=lambda email_id: row(bench.engine, email_id).next_attempt_at)
-    move(bench.engine, 60, "next_attempt_at", email_id=first)
+    assert outbox.look(bench.engine) == pytest.approx(bench.config.retry_delay_seconds, rel=0.3)
+    outbox.pause(bench.engine, "an operator")
+    make_due(bench.engine)
+    assert outbox.look(bench.engine) is None
+
+
+def test_a_look_during_an_outage_tells_of_the_next_probe(bench: Bench) -> None:
+    accept(bench.engine, bench.config)
+    bench.answer(OUTAGE).run()
+    assert outbox.look(bench.engine) == pytest.approx(5, abs=2)
+    move_switch(bench.engine, 6, "next_probe_at")
+    assert (outbox.look(bench.engine) or 0) <= 0
+    outbox.cancel(bench.engine, "m-1")
+    assert outbox.look(bench.engine) is None
+
+
+def test_mail_for_the_last_moment_of_the_calendar_just_waits(bench: Bench) -> None:
+    accept(bench.engine, bench.config, send_at="9999-12-31T23:59:59.999999Z")
     bench.run()
-    assert row(bench.engine, first).status == "sent"
-    assert len(bench.scheduled) == 2, "one for each drain that found nothing more"
-    assert abs((bench.scheduled[1] - row(bench.engine, second).next_attempt_at).total_seconds()) < 1
+    assert (outbox.look(bench.engine) or 0) > 7000 * 365 * 86400
+    assert row(bench.engine).status == "pending"
 
 
 def test_a_retry_keeps_its_message_id(bench: Bench) -> None:
@@ -304,7 +323,6 @@ def test_an_outage_stops_the_batch_and_the_drain_comes_back_for_the_probe(bench:
     bench.answer(OUTAGE).run()
     assert [row(bench.engine, i).attempts for i in "ab"] == [0, 0]
     assert len(bench.transport.attempts) == 1
-    assert 0 < (bench.scheduled[0] - utcnow()).total_seconds() <= 5
     move_switch(bench.engine, 6, "next_probe_at")
     bench.run()
     assert switch(bench.engine).outage_since is None
@@ -407,7 +425,6 @@ def test_a_mail_too_large_for_a_lease_gets_its_own(engine: Engine, make_config: 
     seen: list[tuple[str, str, float]] = []
 
     def look(_mail: Mail) -> Result:
-        assert bench.wakes == 1, "somebody is asked to send the rest meanwhile"
         large = row(engine, "large")
         seen.append((large.status, row(engine, "small").status, (large.lease_expires_at - utcnow()).total_seconds()))
         return SENT
@@ -482,11 +499,10 @@ def test_a_claim_whose_reply_was_lost_is_given_back_before_the_drain_fails(bench
     assert bench.transport.attempts == []
 
 
-def test_it_works_for_ten_seconds_and_then_asks_for_a_successor(bench: Bench, leap: Callable[[float], None]) -> None:
+def test_it_works_until_nothing_is_due_however_long_that_takes(bench: Bench, leap: Callable[[float], None]) -> None:
     accept(bench.engine, bench.config, *(f"m-{n:02}" for n in range(15)))
-    bench.answer(*[SENT] * 9, lambda _mail: leap(11) or SENT).run()
-    assert reports.stats(bench.engine)["sent"] == 10
-    assert bench.wakes >= 2  # for the full batch, for the rest that was released, for the successor
+    bench.answer(*[SENT] * 9, lambda _mail: leap(3600) or SENT).run()
+    assert reports.stats(bench.engine)["sent"] == 15
 
 
 def test_every_tenth_claim_starts_from_the_lowest_so_low_still_moves(
@@ -533,22 +549,6 @@ def test_nothing_is_logged_of_the_body_and_only_a_mask_of_the_recipient(
     assert "'code': 451" in logged
     for private in ("somebody.secret", "TOPSECRET", "PRIVATE"):
         assert private not in logged
-
-
-@pytest.mark.parametrize("hours", [-1, 1])
-def test_a_worker_whose_clock_is_an_hour_off_breaks_nothing(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, hours: int
-) -> None:
-    """Due times, deadlines and leases are the database's; the worker's own calendar only asks for wake-ups."""
-    monkeypatch.setattr(delivery, "utcnow", lambda: utcnow() + timedelta(hours=hours))
-    soon = (utcnow() + timedelta(minutes=30)).isoformat()
-    accept(bench.engine, bench.config, "deferred", expires_at=soon)
-    accept(bench.engine, bench.config, "later", send_at=soon)
-    bench.answer(DEFERRED).run()
-    due = row(bench.engine, "deferred").next_attempt_at - utcnow()
-    assert timedelta(seconds=3) < due < timedelta(seconds=7)
-    assert (row(bench.engine, "deferred").status, row(bench.engine, "later").status) == ("pending", "pending")
-    assert reports.violations(bench.engine, bench.config) == []
 
 
 def test_the_rest_is_released_when_the_row_in_hand_went_to_another_worker(
@@ -601,24 +601,13 @@ def test_an_international_sender_domain_makes_message_ids_that_can_be_sent(
     assert row(engine).message_id.endswith("@xn--bcher-kva.example>")
 
 
-def test_an_outage_without_due_mail_is_left_alone(bench: Bench) -> None:
-    """Not asked again and again: the cool-down is over, but there is nothing to probe with."""
-    accept(bench.engine, bench.config)
-    bench.answer(OUTAGE).run()
-    outbox.cancel(bench.engine, "m-1")
-    move_switch(bench.engine, 100, "next_probe_at")
-    asked = len(bench.scheduled), bench.wakes
-    bench.run()
-    assert (len(bench.scheduled), bench.wakes) == asked
-
-
 def test_the_name_of_a_worker_keeps_the_end_of_a_long_host_name_and_fits_its_column(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = "notifications-production-email-worker-deployment-7d9f8c6b5d-x2x9z"
     monkeypatch.setattr("socket.gethostname", lambda: host)
     monkeypatch.setattr("os.getpid", lambda: 4_194_304)  # the highest that Linux gives
-    name = Crew(bench.config, bench.engine, lambda: bench.transport).name
+    name = Crew(bench.config, bench.engine, lambda: bench.transport, bench.wake).name
     assert name.endswith("-7d9f8c6b5d-x2x9z:4194304")
     outbox.heartbeat(bench.engine, name)  # PostgreSQL would refuse what is longer
     with bench.engine.connect() as connection:
@@ -635,9 +624,8 @@ def test_at_a_shutdown_what_was_not_begun_goes_back_while_a_reply_is_still_waite
 
     accept(bench.engine, bench.config, "a", "b", "c")
     bench.answer(wait_for_the_reply)
-    crew = Crew(bench.config, bench.engine, lambda: bench.transport)
-    bell = Doorbell(build(bench.config), lambda: None)
-    worker = threading.Thread(target=crew.drain, args=(bell,))
+    crew = Crew(bench.config, bench.engine, lambda: bench.transport, bench.wake)
+    worker = threading.Thread(target=crew.drain)
     worker.start()
     try:
         assert begun.wait(20)

@@ -34,7 +34,7 @@ LAYERS = [
     {"outbox", "reports", "mail"},
     {"schema"},
     {"models"},
-    {"extensions", "locks", "log"},
+    {"extensions", "locks", "log", "lookout"},
     {"connections", "sqltime"},
     {"config", "payload"},
     {"parsers"},

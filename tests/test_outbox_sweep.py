@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from importlib import import_module
@@ -223,6 +224,28 @@ def test_a_pause_is_no_outage(engine: Engine, make_config: Any) -> None:
     move(engine, 1000, "next_attempt_at")
     outbox.pause(engine, "an operator")
     assert outbox.sweep(engine, config).buried == []
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_locked_claim_stops_no_other_repair(engine: Engine, config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    accept(engine, config, "locked")
+    claim(engine, config)
+    accept(engine, config, "lost")
+    claim(engine, config)
+    end_leases(engine)
+    accept(engine, config, "late", expires_at=(utcnow() + timedelta(hours=1)).isoformat())
+    move(engine, 7200, "expires_at")
+    with engine.connect() as somebody:
+        somebody.execute(select(Email.id).where(Email.email_id == "locked").with_for_update()).one()
+        began = time.monotonic()
+        swept = outbox.sweep(engine, config)
+        assert time.monotonic() - began < 5
+    assert [email_id for email_id, _ in swept.uncertain] == ["lost"]
+    assert swept.buried == [("late", "expired")]
+    assert [record.fields["step"] for record in caplog.records if record.message == "repair_failed"] == [
+        "expired claim"
+    ]
+    assert [email_id for email_id, _ in outbox.sweep(engine, config).uncertain] == ["locked"]
 
 
 def test_no_mail_is_given_up_for_an_outage_in_which_nobody_could_try(engine: Engine, make_config: Any) -> None:

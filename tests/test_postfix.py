@@ -143,7 +143,7 @@ def test_everything_arrives_as_it_was_posted(engine: Engine, config: Config, pos
     for name, fields in CONTENTS.items():
         accept(engine, config, name, **{"user": "box@example.test", "subject": name, **_posted(fields)})
     transport = SmtpTransport(SmtpServer("127.0.0.1", postfix.port, "none"))
-    Drain(engine, config, transport, threading.Event(), lambda: None, lambda _at: None).run()
+    Drain(engine, config, transport, threading.Event(), lambda: None).run()
     transport.close()
     assert reports.stats(engine)["sent"] == len(CONTENTS), reports.dead_letters(engine)
     wait_for(lambda: len(postfix.mails()) == len(CONTENTS), 30, lambda: f"the mailbox to fill\n{postfix._log()}")

@@ -1,4 +1,4 @@
-"""The queue: messages that carry nothing, a bell that never holds a sender up, a consumer that stops politely."""
+"""The queue: messages that carry nothing, wake-ups that hold nobody up, workers that look by themselves."""
 
 from __future__ import annotations
 
@@ -10,42 +10,47 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huey.storage import RedisStorage
+from huey.exceptions import CancelExecution
 
 from emailsvc import config
-from emailsvc.clock import utcnow
-from emailsvc.queue import ENOUGH_WAITING, SILENT_SECONDS, Doorbell, GracefulConsumer, build, redis_client
+from emailsvc.lookout import Lookout
+from emailsvc.queue import ENOUGH_WAITING, SILENT_SECONDS, GracefulConsumer, build, redis_client
 from tests.servers import Redis, wait_for
 
-NEXT_MINUTE = 60.0
 BOUNDED_SECONDS = 2.0
 
 
 class Bench:
-    """A queue with one task that counts its runs, its bell, and its consumer if one is started."""
+    """A queue with one task that counts its runs, a table to look at, and its consumer if one is started."""
 
     def __init__(self, folder: Path, **environ: str) -> None:
         self.queue = build(config.load(environ, folder))
         self.runs: list[float] = []
-        self.drain = self.queue.task(name="drain", retries=8, retry_delay=1, retry_backoff=2)(self._run)
-        self.bell = Doorbell(self.queue, self.drain)
+        self.drain = self.queue.drain = self.queue.task(name="drain", retries=8, retry_delay=1, retry_backoff=2)(
+            self._run
+        )
+        self.due: float | None = None  # what a look at the table tells
+        self.looks: list[float] = []
+        self.queue.lookout = Lookout(self._look)
         self.consumer: GracefulConsumer | None = None
 
     def _run(self) -> None:
         self.runs.append(time.monotonic())
+        self.due = None
+
+    def _look(self) -> float | None:
+        self.looks.append(time.monotonic())
+        return self.due
 
     @property
     def waiting(self) -> int:
         return int(self.queue.pending_count())
-
-    @property
-    def scheduled(self) -> int:
-        return int(self.queue.scheduled_count())
 
     def push(self, raw: bytes) -> None:
         self.queue.storage.enqueue(raw)
@@ -160,7 +165,7 @@ def test_forged_messages_are_passed_over_and_the_next_one_is_processed(
 ) -> None:
     for raw in forgeries(bench, tmp_path):
         bench.push(raw)
-    bench.bell.wake()
+    bench.queue.wake()
     bench.start()
     bench.wait_for_runs(1)
     wait_for(lambda: bench.waiting == 0, 10, "the queue to be empty")
@@ -169,106 +174,30 @@ def test_forged_messages_are_passed_over_and_the_next_one_is_processed(
 
 
 def test_the_queue_keeps_no_results(bench: Bench) -> None:
-    bench.bell.wake()
+    bench.queue.wake()
     bench.start()
     bench.wait_for_runs(1)
     assert bench.queue.result_count() == 0
 
 
-# The bell
+# Wake-ups
 
 
 def test_a_wake_up_enqueues_one_task(bench: Bench) -> None:
-    bench.bell.wake()
+    bench.queue.wake()
     assert bench.waiting == 1
 
 
-def test_the_queue_stays_short_however_often_the_bell_is_rung(bench: Bench) -> None:
+def test_the_queue_stays_short_however_often_somebody_rings(bench: Bench) -> None:
     for _ in range(5 * ENOUGH_WAITING):
-        bench.bell.wake()
+        bench.queue.wake()
     assert bench.waiting == ENOUGH_WAITING
-
-
-def in_seconds(seconds: float) -> datetime:
-    return utcnow() + timedelta(seconds=seconds)
-
-
-def test_one_task_a_second_is_scheduled_however_many_ask_for_it(bench: Bench) -> None:
-    moment = in_seconds(30).replace(microsecond=0)
-    for _ in range(10):
-        bench.bell.schedule(moment)
-        bench.bell.schedule(moment + timedelta(milliseconds=-400))
-    assert bench.scheduled == 1
-    bench.bell.schedule(moment + timedelta(milliseconds=1))
-    assert bench.scheduled == 2
-    assert bench.waiting == 0
-
-
-def test_processes_that_share_a_redis_schedule_one_task_a_second_together(
-    make_bench: Callable[..., Bench], redis_url: str
-) -> None:
-    benches = [make_bench(REDIS_URL=redis_url) for _ in range(3)]
-    moment = in_seconds(20)
-    for bench in benches:
-        bench.bell.schedule(moment)
-    assert benches[0].scheduled == 1
-
-
-def test_what_is_further_away_than_a_minute_is_left_to_the_sweep(bench: Bench) -> None:
-    bench.bell.schedule(in_seconds(NEXT_MINUTE + 2))
-    bench.bell.schedule(in_seconds(86400))
-    assert (bench.scheduled, bench.waiting) == (0, 0)
-    bench.bell.schedule(in_seconds(NEXT_MINUTE - 2))
-    assert bench.scheduled == 1
-
-
-def test_where_sweeps_are_rare_drains_are_scheduled_as_far_as_to_the_next(make_bench: Callable[..., Bench]) -> None:
-    bench = make_bench(SWEEP_SECONDS="3600")
-    bench.bell.schedule(in_seconds(3500))
-    bench.bell.schedule(in_seconds(3700))
-    assert bench.scheduled == 1
-
-
-def test_what_is_due_already_wakes_at_once(bench: Bench) -> None:
-    bench.bell.schedule(in_seconds(-1))
-    assert (bench.scheduled, bench.waiting) == (0, 1)
-
-
-def test_a_scheduled_task_runs_at_its_time_and_not_before(bench: Bench) -> None:
-    bench.start()
-    due = time.monotonic() + 1.2
-    bench.bell.schedule(in_seconds(1.2))
-    bench.wait_for_runs(1)
-    assert due <= bench.runs[0] < due + 3
-    assert bench.scheduled == 0
-
-
-def written_times(bench: Bench) -> list[float]:
-    """Seconds since 1970, as they stand in the storage."""
-    storage = bench.queue.storage
-    if isinstance(storage, RedisStorage):
-        return [score for _, score in storage.conn.zrange(storage.schedule_key, 0, -1, withscores=True)]
-    return [row[0] for row in storage.sql("SELECT timestamp FROM schedule", results=True)]
-
-
-@pytest.mark.parametrize("kind", ["redis", "sqlite"])
-def test_a_scheduled_time_is_what_it_says_whatever_the_time_zone_of_the_machine(
-    kind: str, make_bench: Callable[..., Bench], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TZ", "America/New_York")
-    time.tzset()
-    bench = make_bench(**({"REDIS_URL": request.getfixturevalue("redis_url")} if kind == "redis" else {}))
-    moment = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=30)
-    bench.bell.schedule(moment)
-    assert written_times(bench) == [moment.timestamp()]
-    assert bench.queue.read_schedule(moment.replace(tzinfo=None) - timedelta(seconds=1)) == []
-    assert len(bench.queue.read_schedule(moment.replace(tzinfo=None))) == 1
 
 
 def ring(bench: Bench) -> float:
     """How long it took."""
     began = time.monotonic()
-    bench.bell.wake()
+    bench.queue.wake()
     return time.monotonic() - began
 
 
@@ -279,10 +208,9 @@ def test_a_redis_that_is_away_holds_nobody_up_and_is_left_alone_for_five_seconds
     assert ring(own) < BOUNDED_SECONDS
     failed = time.monotonic()
     own_redis.start()
-    own.bell.wake()
-    own.bell.schedule(in_seconds(10))
-    assert (own.waiting, own.scheduled) == (0, 0)
-    wait_for(lambda: own.bell.wake() or own.waiting, SILENT_SECONDS + 3, "the bell to ring again")
+    own.queue.wake()
+    assert own_redis.client().llen("huey.redis.emailsvc") == 0
+    wait_for(lambda: own.queue.wake() or own.waiting, SILENT_SECONDS + 3, "wake-ups to be tried again")
     assert time.monotonic() - failed > SILENT_SECONDS - 0.5
     assert caplog.messages.count("queue_unavailable") == 1
 
@@ -291,12 +219,9 @@ def test_a_hanging_redis_holds_nobody_up(own: Bench, own_redis: Redis) -> None:
     assert ring(own) < BOUNDED_SECONDS
     own_redis.freeze()
     first, second = ring(own), ring(own)
-    began = time.monotonic()
-    own.bell.schedule(in_seconds(5))
-    third = time.monotonic() - began
     own_redis.thaw()
     assert first < BOUNDED_SECONDS
-    assert max(second, third) < 0.5
+    assert second < 0.5
 
 
 def test_a_redis_that_never_answered_holds_nobody_up(own: Bench, own_redis: Redis) -> None:
@@ -308,12 +233,101 @@ def test_a_redis_that_never_answered_holds_nobody_up(own: Bench, own_redis: Redi
 
 def test_a_locked_queue_file_holds_nobody_up(make_bench: Callable[..., Bench], tmp_path: Path) -> None:
     bench, other = make_bench(), make_bench()
-    bench.bell.wake()
+    bench.queue.wake()
     with other.queue.storage.db() as connection:
         connection.execute("BEGIN EXCLUSIVE")
         took = ring(bench)
         connection.execute("ROLLBACK")
     assert took < BOUNDED_SECONDS
+
+
+# Mail that nobody rings for
+
+AWAY = {
+    "refused": lambda server: server.kill9(),
+    "hanging": lambda server: server.freeze(),
+    "full": lambda server: server.client().config_set("maxmemory", 1),
+    "read-only": lambda server: server.client().replicaof("127.0.0.1", 1),
+    "flushed": lambda server: server.client().flushall(),
+}
+
+
+@pytest.mark.parametrize("threads", ["1", "4"])
+@pytest.mark.parametrize("trouble", AWAY)
+def test_due_mail_is_found_within_three_seconds_whatever_redis_does(
+    trouble: str, threads: str, make_bench: Callable[..., Bench], own_redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = make_bench(REDIS_URL=own_redis.url, WORKER_THREADS=threads)
+    bench.start()
+    AWAY[trouble](own_redis)
+    for count in range(1, 4):
+        began = time.monotonic()
+        bench.due = 0.0
+        bench.queue.wake()
+        bench.wait_for_runs(count)
+        assert bench.runs[count - 1] - began < 3
+    assert not [record for record in caplog.records if record.exc_info], "Redis' troubles fill the log with tracebacks"
+
+
+def test_what_falls_due_by_itself_is_found_at_its_time(bench: Bench) -> None:
+    bench.start()
+    wait_for(lambda: bench.looks, 10, "a first look")
+    due = time.monotonic() + 2
+    bench.queue.lookout._look = lambda: due - time.monotonic()  # type: ignore[method-assign]
+    bench.wait_for_runs(1)
+    assert due <= bench.runs[0] < due + 1
+
+
+def test_an_idle_process_looks_about_once_a_second(bench: Bench) -> None:
+    bench.start()
+    wait_for(lambda: len(bench.looks) >= 4, 15, "four looks")
+    assert bench.looks[3] - bench.looks[0] > 2.5
+
+
+def test_a_worker_whose_drain_fails_comes_again(bench: Bench) -> None:
+    def fail() -> None:
+        bench.runs.append(time.monotonic())
+        raise CancelExecution
+
+    bench.queue.drain = bench.queue.task(name="failing")(fail)
+    bench.start()
+    bench.due = 0.0
+    bench.wait_for_runs(2)
+
+
+@pytest.mark.parametrize("kind", ["redis", "sqlite"])
+def test_a_drain_that_was_rung_for_is_tried_again_when_the_database_was_away(
+    kind: str, make_bench: Callable[..., Bench], request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = make_bench(**({"REDIS_URL": request.getfixturevalue("redis_url")} if kind == "redis" else {}))
+
+    def fail_once() -> None:
+        bench.runs.append(time.monotonic())
+        if len(bench.runs) == 1:
+            raise CancelExecution
+
+    bench.queue.drain = bench.queue.task(name="failing", retries=2, retry_delay=1)(fail_once)
+    bench.start()
+    bench.queue.wake()
+    bench.wait_for_runs(2)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_drain_that_must_be_tried_again_while_redis_is_away_leaves_no_traceback(
+    own: Bench, own_redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lose_both() -> None:
+        own_redis.kill9()
+        own.runs.append(time.monotonic())
+        raise CancelExecution
+
+    own.queue.drain = own.queue.task(name="failing", retries=2, retry_delay=1)(lose_both)
+    own.start()
+    own.queue.wake()
+    own.wait_for_runs(1)
+    own.due = 0.0
+    wait_for(lambda: "queue_unavailable" in caplog.messages, 10, "a word about Redis")
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 # The consumer
@@ -325,7 +339,25 @@ def test_it_has_the_configured_threads_and_sweeps_as_often_as_configured(make_be
     )
     assert len(consumer.worker_threads) == 7
     assert consumer.worker_type == "thread"
-    assert consumer.scheduler_class.periodic_task_seconds == 13
+    assert consumer._create_scheduler().periodic_task_seconds == 13
+
+
+def test_a_sweep_waits_for_no_drain_and_for_no_redis(own: Bench, own_redis: Redis) -> None:
+    busy, sweeps = threading.Event(), []
+    own.queue.settings = replace(own.queue.settings, sweep_seconds=1.0)
+    own.queue.drain = own.queue.task(name="long")(lambda: busy.wait(30))
+    own.queue.periodic_task(lambda _moment: True, name="sweep")(lambda: sweeps.append(time.monotonic()))
+    for _ in range(4):
+        own.queue.drain()
+    own.start()
+    wait_for(lambda: own.waiting == 0, 10, "every thread to be busy")
+    own_redis.kill9()
+    before = len(sweeps)
+    try:
+        wait_for(lambda: len(sweeps) >= before + 3, 10, "three sweeps")
+    finally:
+        busy.set()
+    assert sweeps[before + 2] - sweeps[before] < 4
 
 
 def test_periodic_tasks_run_at_the_configured_pace(make_bench: Callable[..., Bench]) -> None:
@@ -339,10 +371,10 @@ def test_periodic_tasks_run_at_the_configured_pace(make_bench: Callable[..., Ben
 
 def test_a_webhook_is_heard_at_once_without_redis_too(bench: Bench) -> None:
     bench.start()
-    bench.bell.wake()
+    bench.queue.wake()
     bench.wait_for_runs(1)
     began = time.monotonic()
-    bench.bell.wake()
+    bench.queue.wake()
     bench.wait_for_runs(2)
     assert bench.runs[1] - began < 1
 
@@ -394,7 +426,7 @@ def test_it_goes_on_by_itself_when_redis_is_back_and_fills_no_disk_meanwhile(
     wait_for(lambda: time.monotonic() > began + 1.5, 5, "the rate to show")
     lines = len(caplog.records)
     own_redis.start()
-    wait_for(lambda: own.bell.wake() or own.runs, SILENT_SECONDS + 5, "the next task to run")
+    wait_for(lambda: own.queue.wake() or own.runs, SILENT_SECONDS + 5, "the next task to run")
     assert lines < 15
 
 

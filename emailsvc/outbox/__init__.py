@@ -8,6 +8,7 @@ nothing is sent while one is open.
 from emailsvc.outbox.accept import Accepted, accept, accept_many
 from emailsvc.outbox.claim import CARRIED_BYTES, Claim, Claimed, Idle, attachments, claim, content, release, renew
 from emailsvc.outbox.deadletters import Resolved, delivered, discard, replay, replay_many
+from emailsvc.outbox.look import look
 from emailsvc.outbox.record import Recorded, expire, record
 from emailsvc.outbox.sweep import Swept, retain, sweep
 from emailsvc.outbox.switch import FRESH_SECONDS, may_start, pause, resume
@@ -36,6 +37,7 @@ __all__ = [
     "expire",
     "forget_worker",
     "heartbeat",
+    "look",
     "may_start",
     "pause",
     "record",

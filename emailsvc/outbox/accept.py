@@ -34,7 +34,6 @@ class Accepted:
     first_received_at: datetime
     duplicates: int
     due: bool
-    due_at: datetime | None
 
 
 def _upsert(dialect: Any) -> Any:
@@ -47,7 +46,7 @@ def _upsert(dialect: Any) -> Any:
         set_={"duplicates": Email.duplicates + same, "mismatches": Email.mismatches + 1 - same},
     ).returning(
         Email.id, Email.email_id, Email.fingerprint, Email.status, Email.duplicates, Email.mismatches,
-        Email.received_at, Email.next_attempt_at, (Email.next_attempt_at <= db_now()).label("due"),
+        Email.received_at, (Email.next_attempt_at <= db_now()).label("due"),
     )  # fmt: skip
 
 
@@ -83,11 +82,8 @@ def _is_new(row: Any) -> bool:
 
 
 def _answer(row: Any, status: str, duplicates: int) -> Accepted:
-    waits = row.status == Status.PENDING
-    return Accepted(
-        status, row.email_id, row.status, row.received_at, duplicates,
-        due=waits and bool(row.due), due_at=row.next_attempt_at if waits else None,
-    )  # fmt: skip
+    due = row.status == Status.PENDING and bool(row.due)
+    return Accepted(status, row.email_id, row.status, row.received_at, duplicates, due)
 
 
 def accept(engine: Engine, email: NewEmail, config: Config) -> Accepted:

@@ -36,9 +36,6 @@ ANY_PRIORITY = Email.priority.in_([literal_column(str(n)) for n in (0, 1, 2)])
 PROBE_CHOICE = 10_000
 """A probe takes one of so many due rows by lot, so that a list of bad addresses cannot keep an outage open for all."""
 
-LOCKED_SECONDS = 1.0
-"""When to ask again for a row that is due and was passed over, because another transaction has its lock."""
-
 CARRIED_BYTES = 64 * 1024
 """A claim carries the content of e-mails up to this size. What is larger is read by ``content`` just before its
 conversation, so that a thread holds one large e-mail and not a batch of them.
@@ -68,9 +65,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Nothing was claimed. ``wait`` is in how many seconds it is worth asking again; None when somebody else asks:
-    whoever adds a row, gives one back, or ends a pause.
-    """
+    """Nothing was claimed. ``wait``: under a rate limit, the seconds until the next slot is given out."""
 
     reason: str  # "empty", "paused", "outage" or "rate"
     wait: float | None = None
@@ -112,6 +107,7 @@ def _probe_statement() -> Any:
     )
 
 
+_ANY_DUE = select(Email.id).where(PENDING, ANY_PRIORITY, Email.next_attempt_at <= db_now())
 _HIGH_FIRST, _LOW_FIRST, _PROBE = _claim_statement((0, 1, 2)), _claim_statement((2, 1, 0)), _probe_statement()
 
 
@@ -141,38 +137,20 @@ def _claim(connection: Connection, token: str, config: Config, low_first: bool) 
     rows = sorted(connection.execute(_LOW_FIRST if low_first else _HIGH_FIRST, values), key=lambda row: row.id)
     probe = False
     if not rows:
-        switch = connection.execute(select(Switch, db_now().label("now"), *_FIRST_DUE)).one()
+        switch = connection.execute(select(Switch, exists(_ANY_DUE).label("any_due"))).one()
         if switch.paused_at is not None:
             return Idle("paused")
-        wait = _until_due(switch)
-        if wait is None or wait > 0:
-            return Idle("empty", wait)
-        if switch.outage_since is None:
-            return Idle("empty", LOCKED_SECONDS)
+        if switch.outage_since is None or not switch.any_due:
+            return Idle("empty")  # or others have the locks of all that is due
         if not take_probe(connection, switch.probe_delay):
-            return Idle("outage", max(0.0, (switch.next_probe_at - switch.now).total_seconds()))
+            return Idle("outage")
         rows = list(connection.execute(_PROBE, {**values, "size_limit": 1}))
         if not rows:  # every candidate is locked
-            return Idle("outage", switch.probe_delay)
+            return Idle("outage")
         probe = True
     if rate and rows:
         _book_slots(connection, rows[0].now, start_at[len(rows) - 1] + 1 / rate)
     return Claim(token, rows, rows[0].now, len(rows) >= size, probe, start_at)
-
-
-_FIRST_DUE = [
-    select(sql.min(Email.next_attempt_at))
-    .where(PENDING, Email.priority == literal_column(str(priority)))
-    .scalar_subquery()
-    .label(f"due_{priority}")
-    for priority in (0, 1, 2)
-]
-
-
-def _until_due(switch: Any) -> float | None:
-    """Seconds until the first pending row is due, 0 or less when it is; None when there is none."""
-    times = [due for due in (switch.due_0, switch.due_1, switch.due_2) if due is not None]
-    return (min(times) - switch.now).total_seconds() if times else None
 
 
 def _book_slots(connection: Connection, now: datetime, seconds: float) -> None:

@@ -6,12 +6,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
+from threading import Event
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from emailsvc.config import Config
+from emailsvc.errors import brief
 from emailsvc.models import Attempt, DeadLetter, Email, Reason, Status, Switch, has_status
 from emailsvc.outbox.accept import add_to_counter
 from emailsvc.outbox.claim import ANY_PRIORITY, PENDING, SENDING, release_rows, scrub
@@ -22,6 +26,8 @@ from emailsvc.sqltime import db_in, db_now
 
 log = logging.getLogger("emailsvc.outbox")
 
+T = TypeVar("T")
+
 CHUNK = 500
 SETTLED_SECONDS = 300.0
 """An hour is rolled up only when so much of the next has passed: no transaction of ours lives that long."""
@@ -29,13 +35,13 @@ SETTLED_SECONDS = 300.0
 PROBED_WITHIN_SECONDS = 60.0
 
 HOUR = timedelta(hours=1)
-HOURS_AT_A_TIME = 200
+LOCK_SECONDS = 1
 
 
 @dataclass(slots=True)
 class Swept:
     """What a sweep did. ``uncertain``: (email_id, state) of rows whose worker was lost; ``buried``: (email_id, reason)
-    of rows given up for another reason.
+    of rows given up for another reason. ``away``: the database went away, and the rest was left to the next sweep.
     """
 
     uncertain: list[tuple[str, str]] = field(default_factory=list)
@@ -43,26 +49,77 @@ class Swept:
     released: int = 0
     scrubbed: int = 0
     purged: int = 0
+    away: bool = False
 
 
-def sweep(engine: Engine, config: Config) -> Swept:
-    """Every repair, each in transactions of its own; safe to run twice at once. Raises the database's errors."""
+def sweep(engine: Engine, config: Config, stopping: Event | None = None) -> Swept:
+    """Every repair, each in transactions of its own and failing alone; safe to run twice at once."""
     swept = Swept()
-    for token in _expired_claims(engine):
-        try:
-            in_transaction(engine, lambda connection, token=token: _take_claim(connection, token, config, swept))  # type: ignore[misc]
-        except (DataError, IntegrityError):
-            log.exception("claim_not_repaired", extra={"fields": {"claim": token}})  # the others still are
-    _bury_pending(engine, swept, Reason.EXPIRED, "expires_at passed before it could be sent", _OVERDUE)
-    _bury_pending(engine, swept, Reason.UNREACHABLE, "the mail server was away for too long", _held_up(config))
-    _roll_up(engine)
+    repair = Repairs(engine, swept, stopping or Event())
+    for token in repair.listed("expired claims", _expired_claims):
+        repair.once("expired claim", partial(_take_claim, token=token, config=config, swept=swept))
+    expired = partial(_bury_pending, swept, Reason.EXPIRED, "expires_at passed before it could be sent", _OVERDUE)
+    repair.in_chunks("expiry", expired)
+    unreachable = partial(
+        _bury_pending, swept, Reason.UNREACHABLE, "the mail server was away for too long", _held_up(config)
+    )
+    repair.in_chunks("outage limit", unreachable)
+    repair.in_chunks("roll-up", _roll_up_hour, size=1)
     return swept
 
 
-def retain(engine: Engine, config: Config, swept: Swept) -> None:
+def retain(engine: Engine, config: Config, swept: Swept, stopping: Event | None = None) -> None:
     """Scrub content and purge rows whose time has come."""
-    swept.scrubbed = _scrub_old(engine, config)
-    swept.purged = _purge(engine, config)
+    repair = Repairs(engine, swept, stopping or Event())
+    swept.scrubbed = repair.in_chunks("scrubbing", partial(_scrub_old, config=config))
+    swept.purged = repair.in_chunks("purge", partial(_purge, config=config))
+
+
+@dataclass(frozen=True, slots=True)
+class Repairs:
+    """Runs steps so that each fails alone: one row that somebody keeps locked must not stop the repair of all others.
+
+    A row's lock is waited for as long as a commit may take, and no longer. What failed is tried in the next sweep.
+    """
+
+    engine: Engine
+    swept: Swept
+    stopping: Event
+
+    def once(self, step: str, work: Callable[[Connection], int]) -> int:
+        return self._alone(step, lambda: in_transaction(self.engine, lambda c: self._impatient(c, work)), 0)
+
+    def in_chunks(self, step: str, work: Callable[[Connection], int], size: int = CHUNK) -> int:
+        total = 0
+        while (count := self.once(step, work)) >= size:
+            total += count
+        return total + count
+
+    def listed(self, step: str, find: Callable[[Engine], list[T]]) -> list[T]:
+        return self._alone(step, lambda: find(self.engine), [])
+
+    def _alone(self, step: str, act: Callable[[], T], otherwise: T) -> T:
+        if self.swept.away or self.stopping.is_set():
+            return otherwise
+        try:
+            return act()
+        except SQLAlchemyError as exc:
+            self.swept.away = not _is_about_this_step(exc)
+            log.error("repair_failed", extra={"fields": {"step": step, "error": brief(exc)}})
+            return otherwise
+
+    @staticmethod
+    def _impatient(connection: Connection, work: Callable[[Connection], int]) -> int:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
+        return work(connection)
+
+
+def _is_about_this_step(exc: SQLAlchemyError) -> bool:
+    """The database answered, and the connection is still there: the other steps may fare better."""
+    if not isinstance(exc, (OperationalError, InterfaceError, PoolTimeout)):
+        return True
+    return bool(getattr(getattr(exc, "orig", None), "sqlstate", None)) and not getattr(exc, "connection_invalidated", 1)
 
 
 def _expired_claims(engine: Engine) -> list[str]:
@@ -71,7 +128,7 @@ def _expired_claims(engine: Engine) -> list[str]:
         return [token for token in connection.execute(tokens).scalars() if token]
 
 
-def _take_claim(connection: Connection, token: str, config: Config, swept: Swept) -> None:
+def _take_claim(connection: Connection, token: str, config: Config, swept: Swept) -> int:
     """A worker works in id order and commits each outcome before the next conversation, so of the rows that are still
     ``sending`` only the lowest can have been touched. The locks are waited for: a record that is on its way commits
     first, and its row is then no longer among those decided here. A worker that comes later matches nothing, and stops.
@@ -84,7 +141,7 @@ def _take_claim(connection: Connection, token: str, config: Config, swept: Swept
         .with_for_update()
     ).all()
     if not rows:
-        return
+        return 0
     first, rest = rows[0], [row.id for row in rows[1:]]
     hand = Hand(connection, first, token, config, probe=False, seconds=0)
     lost = Result(Outcome.UNCERTAIN, "the worker was lost with this mail in hand; the server may have taken it")
@@ -95,6 +152,7 @@ def _take_claim(connection: Connection, token: str, config: Config, swept: Swept
     swept.released += len(rest)
     if recorded is not None:
         swept.uncertain.append((first.email_id, recorded.state))
+    return len(rows)
 
 
 _OVERDUE = (Email.expires_at <= db_now(),)
@@ -108,16 +166,7 @@ def _held_up(config: Config) -> tuple[Any, ...]:
     return (ANY_PRIORITY, Email.next_attempt_at <= limit, since <= limit)
 
 
-def _bury_pending(engine: Engine, swept: Swept, reason: Reason, error: str, condition: tuple[Any, ...]) -> None:
-    def work(connection: Connection) -> int:
-        buried = _bury_some(connection, reason, error, condition)
-        swept.buried += buried
-        return len(buried)
-
-    _in_chunks(engine, work)
-
-
-def _bury_some(connection: Connection, reason: Reason, error: str, condition: tuple[Any, ...]) -> list[tuple[str, str]]:
+def _bury_pending(swept: Swept, reason: Reason, error: str, condition: tuple[Any, ...], connection: Connection) -> int:
     some = select(Email.id).where(PENDING, *condition).order_by(Email.id).limit(CHUNK).with_for_update(skip_locked=True)
     rows = connection.execute(
         update(Email)
@@ -125,20 +174,14 @@ def _bury_some(connection: Connection, reason: Reason, error: str, condition: tu
         .values(status="failed", next_attempt_at=None, last_error=error)
         .returning(Email.id, Email.email_id, Email.attempts, Email.maybe_sent)
     ).all()
-    letters, buried = [], []
+    letters = []
     for row in rows:
         why, words = verdict(row.maybe_sent, reason, error)
         letters.append({"email": row.id, "reason": why.value, "error": words, "attempts": row.attempts})
-        buried.append((row.email_id, why.value))
     if letters:
         connection.execute(insert(DeadLetter).values(created_at=db_now()), letters)
-    return buried
-
-
-def _roll_up(engine: Engine) -> None:
-    for _ in range(HOURS_AT_A_TIME):
-        if not in_transaction(engine, _roll_up_hour):
-            return
+    swept.buried += [(row.email_id, letter["reason"]) for row, letter in zip(rows, letters, strict=True)]
+    return len(rows)
 
 
 def _roll_up_hour(connection: Connection) -> bool:
@@ -166,47 +209,27 @@ def _countable(start: datetime, end: datetime) -> dict[str, Any]:
     }
 
 
-def _scrub_old(engine: Engine, config: Config) -> int:
+def _scrub_old(connection: Connection, config: Config) -> int:
     old = (Email.final_at <= db_in(-config.body_retention_seconds), Email.scrubbed_at.is_(None))
-
-    def work(connection: Connection) -> int:
-        ids = (
-            connection.execute(select(Email.id).where(*old).limit(CHUNK).with_for_update(skip_locked=True))
-            .scalars()
-            .all()
-        )
-        scrub(connection, Email.id.in_(ids))
-        return len(ids)
-
-    return _in_chunks(engine, work)
+    some = select(Email.id).where(*old).limit(CHUNK).with_for_update(skip_locked=True)
+    ids = connection.execute(some).scalars().all()
+    scrub(connection, Email.id.in_(ids))
+    return len(ids)
 
 
-def _purge(engine: Engine, config: Config) -> int:
+def _purge(connection: Connection, config: Config) -> int:
     """Delete final rows; what only they could tell (roll-ups are done for their hours) goes into the counters."""
     limit = db_in(-config.email_retention_days * 86400)
     rolled_up = select(Switch.rolled_up_to).scalar_subquery()
     old = (
         Email.received_at <= limit, Email.final_at <= limit, Email.received_at < rolled_up, Email.final_at < rolled_up,
     )  # fmt: skip
-
-    def work(connection: Connection) -> int:
-        some = select(Email.id, Email.status).where(*old).order_by(Email.received_at).limit(CHUNK)
-        rows = connection.execute(some.with_for_update(skip_locked=True)).all()
-        connection.execute(delete(Email).where(Email.id.in_([row.id for row in rows])))
-        start = connection.execute(select(Switch.rolled_up_to)).scalar_one()
-        for status in (Status.CANCELLED, Status.FAILED):
-            count = sum(row.status == status for row in rows)
-            if count:
-                add_to_counter(connection, f"purged_{status.value}", count, start)
-        return len(rows)
-
-    return _in_chunks(engine, work)
-
-
-def _in_chunks(engine: Engine, work: Callable[[Connection], int]) -> int:
-    total = 0
-    while True:
-        count = in_transaction(engine, work)
-        total += count
-        if count < CHUNK:
-            return total
+    some = select(Email.id, Email.status).where(*old).order_by(Email.received_at).limit(CHUNK)
+    rows = connection.execute(some.with_for_update(skip_locked=True)).all()
+    connection.execute(delete(Email).where(Email.id.in_([row.id for row in rows])))
+    start = connection.execute(select(Switch.rolled_up_to)).scalar_one()
+    for status in (Status.CANCELLED, Status.FAILED):
+        count = sum(row.status == status for row in rows)
+        if count:
+            add_to_counter(connection, f"purged_{status.value}", count, start)
+    return len(rows)

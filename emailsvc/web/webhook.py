@@ -79,11 +79,8 @@ def _result(index: int, accepted: outbox.Accepted, config: Config) -> BatchResul
 
 def _wake_for(answers: Sequence[outbox.Accepted]) -> None:
     """After the commit, and for duplicates too: the first one's wake-up may have been lost."""
-    coming = [accepted.due_at for accepted in answers if accepted.due_at is not None]
     if any(accepted.due for accepted in answers):
         service().wake()
-    elif coming:
-        service().schedule(min(coming))
 
 
 def _log(accepted: outbox.Accepted) -> None:

@@ -1,0 +1,33 @@
+"""One cheap look at the table: would a claim find something, and if not, when?"""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, literal_column, select
+from sqlalchemy import func as sql
+
+from emailsvc.models import PRIORITIES, Email, Status, Switch, has_status
+from emailsvc.sqltime import db_now
+
+FIRST_DUE = [
+    select(sql.min(Email.next_attempt_at))
+    .where(has_status(Status.PENDING), Email.priority == literal_column(str(number)))
+    .scalar_subquery()
+    for number in PRIORITIES.values()
+]
+_LOOK = select(Switch.paused_at, Switch.outage_since, Switch.next_probe_at, db_now(), *FIRST_DUE)
+
+
+def look(engine: Engine) -> float | None:
+    """Seconds until a claim may find something, 0 or less for now; None while nothing waits, or during a pause.
+
+    One read-only statement, in a transaction of its own where that costs no round trip.
+    """
+    options = {"isolation_level": "AUTOCOMMIT"} if engine.dialect.name == "postgresql" else {"read_only": True}
+    with engine.connect().execution_options(**options) as connection:
+        paused_at, outage_since, next_probe_at, now, *first_due = connection.execute(_LOOK).one()
+    due = min((moment for moment in first_due if moment is not None), default=None)
+    if due is None or paused_at is not None:
+        return None
+    if outage_since is not None and next_probe_at is not None:
+        due = max(due, next_probe_at)
+    return float((due - now).total_seconds())
