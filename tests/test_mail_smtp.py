@@ -17,7 +17,7 @@ import pytest
 from emailsvc.clock import monotonic
 from emailsvc.mail import Outcome
 from emailsvc.mail import smtp as smtp_module
-from emailsvc.mail.connection import Connection, ConnectFailed
+from emailsvc.mail.connection import ConnectFailed, Connection
 from emailsvc.mail.line import Line
 from emailsvc.mail.smtp import SmtpTransport, check
 from emailsvc.parsers import SmtpServer
