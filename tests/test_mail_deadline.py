@@ -20,7 +20,7 @@ from emailsvc.mail.line import Cut, Line, LineCut
 from emailsvc.mail.smtp import SmtpTransport
 from emailsvc.watchdog import Watchdog
 from tests.mails import Certificate, a_mail, at, send
-from tests.smtpd import HANG, STALL, Action, Drip, Later, Plan, Smtpd
+from tests.smtpd import DROP, HANG, STALL, Action, Drip, Later, Plan, Smtpd
 
 SENT, DEFERRED, OUTAGE = Outcome.SENT, Outcome.DEFERRED, Outcome.OUTAGE
 UNCERTAIN, CUT = Outcome.UNCERTAIN, Outcome.CUT
@@ -245,6 +245,23 @@ def test_stop_after_the_dot_waits_no_longer_than_its_grace(server: Smtpd, transp
     assert sending.outcome() is UNCERTAIN
     assert sending.result is not None
     assert "shutting down" in sending.result.text
+
+
+@pytest.mark.parametrize(
+    ("reply", "outcome"),
+    [((Later(0.5), "250 ok"), SENT), ((Later(0.5), "550 no"), Outcome.REJECTED), ((Later(1.5), DROP), UNCERTAIN)],
+    ids=["yes", "no", "drop"],
+)
+def test_close_by_another_thread_changes_nothing_about_a_dot_that_was_sent(
+    server: Smtpd, transport: SmtpTransport, reply: Action, outcome: Outcome
+) -> None:
+    """As a worker does whose thread still waits for a reply when its time to stop is over."""
+    server.script("*", Plan("dot", reply, taken=True))
+    sending = Sending(transport)
+    server.wait(lambda: server.taken == 1)
+    transport.stop(grace=60)
+    transport.close()
+    assert sending.outcome() is outcome
 
 
 def test_the_grace_never_prolongs_the_wait(server: Smtpd, transport: SmtpTransport) -> None:

@@ -33,7 +33,7 @@ class Mail:
 
 
 class Transport(Protocol):
-    """Takes one mail at a time. Used by one thread; only ``stop`` may be called from another one.
+    """Takes one mail at a time. Used by one thread; only ``stop``, and after it ``close``, may be called from another.
 
     ``send`` never raises: whatever happens is a Result, because only the transport knows on which side of the final
     dot it happened. ``timeout`` bounds the conversation up to the dot in seconds, in total; ``reply_timeout`` the wait
@@ -49,7 +49,7 @@ class Transport(Protocol):
         """Shut down: cut a conversation that is before its dot; give one after it ``grace`` seconds more."""
 
     def close(self) -> None:
-        """Let go of any kept connection. Trouble while doing so is logged, never raised."""
+        """Let go of any kept connection, but not of a conversation. Trouble while doing so is logged, never raised."""
 
 
 __all__ = ["Attachment", "Mail", "Outcome", "Result", "Transport"]

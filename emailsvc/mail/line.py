@@ -72,6 +72,15 @@ class Line:
             self._phase, self._deadline = Phase.IDLE, until
         self._watchdog.due(until)
 
+    def rest_unless_busy(self, until: float) -> bool:
+        """``rest`` for another thread than the one that sends; False, and nothing changed, within a conversation."""
+        with self._changed:
+            if self._phase is not Phase.IDLE:
+                return False
+            self._deadline = until
+        self._watchdog.due(until)
+        return True
+
     def stop(self, grace: float) -> None:
         """No conversation begins any more. One before its dot is cut now, one after it in ``grace`` seconds."""
         with self._changed:

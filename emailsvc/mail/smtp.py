@@ -47,7 +47,7 @@ class _Letter:
 
 
 class SmtpTransport:
-    """Keeps one connection. Used by one thread; ``stop`` alone may be called from another."""
+    """Keeps one connection. Used by one thread; ``stop``, and after it ``close``, may be called from another."""
 
     def __init__(
         self,
@@ -91,10 +91,13 @@ class SmtpTransport:
         self._line.stop(grace)
 
     def close(self) -> None:
-        """QUIT, politely but not for long."""
+        """QUIT, politely but not for long. A conversation of another thread is left alone: reading its reply, or ending
+        its line, would make a lie of what it says about its dot.
+        """
+        if not self._line.rest_unless_busy(monotonic() + QUIT_SECONDS):
+            return
         connection, self._connection = self._connection, None
         if connection is not None:
-            self._line.rest(monotonic() + QUIT_SECONDS)
             _quit(connection)
 
     def _letter(self, mail: Mail, reply_timeout: float, before_dot: Callable[[], bool]) -> _Letter:
