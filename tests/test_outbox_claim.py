@@ -9,14 +9,15 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, select, text
+from sqlalchemy import Engine, event, select, text, update
 
 from emailsvc import outbox
 from emailsvc.clock import utcnow
 from emailsvc.config import Config
-from emailsvc.models import Email
+from emailsvc.models import Email, Switch
 from emailsvc.outbox import Claim, Idle
 from emailsvc.outcome import Outcome, Result
+from emailsvc.sqltime import db_in
 from tests.emails import (
     DEFERRED,
     OUTAGE,
@@ -261,6 +262,22 @@ def test_less_than_one_a_second_is_a_limit_too(engine: Engine, make_config: Any)
     assert 9 < (idle.wait or 0) <= 10
     move_switch(engine, 11, "next_slot_at")
     assert len(claim(engine, config).rows) == 1
+
+
+@pytest.mark.parametrize(("rate", "longest"), [(10, 1.1), (0.1, 10)])
+def test_slots_booked_by_a_wrong_clock_hold_nothing_up(
+    engine: Engine, make_config: Any, rate: float, longest: float
+) -> None:
+    """An hour ahead: after a failover, or when the database's clock was set right."""
+    config = make_config(rate_limit_per_second=rate)
+    accept(engine, config, "a", "b")
+    with engine.begin() as connection:
+        connection.execute(update(Switch).values(next_slot_at=db_in(3600)))
+    idle = outbox.claim(engine, token(), config)
+    assert isinstance(idle, Idle)
+    assert 0 < (idle.wait or 0) <= longest
+    move_switch(engine, longest, "next_slot_at")
+    assert claim(engine, config).rows
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

@@ -128,7 +128,10 @@ def _claim(connection: Connection, token: str, config: Config, low_first: bool) 
         # lock is had: a wait for it must not count as time that is booked already.
         connection.execute(select(Switch.id).with_for_update())
         slot = connection.execute(select(Switch.next_slot_at, db_now().label("now"))).one()
-        ahead = max(0.0, (slot.next_slot_at - slot.now).total_seconds()) if slot.next_slot_at else 0.0
+        ahead, longest = _ahead(slot), max(1.0, 1 / rate)
+        if ahead > longest:  # no claim books so much: the clock was wrong then, or the rate was another
+            ahead = longest
+            _book_slots(connection, slot.now, ahead)
         size = min(size, int((1.0 - ahead) * rate) if rate >= 1 else int(ahead <= 0))
         if size < 1:
             return Idle("rate", max(ahead - 1.0, 0.0) + 1.0 / rate if rate >= 1 else ahead)
@@ -151,6 +154,11 @@ def _claim(connection: Connection, token: str, config: Config, low_first: bool) 
     if rate and rows:
         _book_slots(connection, rows[0].now, start_at[len(rows) - 1] + 1 / rate)
     return Claim(token, rows, rows[0].now, len(rows) >= size, probe, start_at)
+
+
+def _ahead(slot: Any) -> float:
+    """Seconds until the next slot that is free."""
+    return max(0.0, (slot.next_slot_at - slot.now).total_seconds()) if slot.next_slot_at else 0.0
 
 
 def _book_slots(connection: Connection, now: datetime, seconds: float) -> None:
