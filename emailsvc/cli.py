@@ -38,7 +38,7 @@ class Command(click.Command):
 
 
 def register(app: Flask) -> None:
-    for command in (start, stats, pause, resume, check, send_test, erase, secret, dead_letters):
+    for command in (start, stats, pause, resume, end_outage, check, send_test, erase, secret, dead_letters):
         app.cli.add_command(command)
 
 
@@ -65,6 +65,17 @@ def resume() -> None:
     outbox.resume(service().engine)
     service().wake()
     _show(reports.delivery_state(service().engine))
+
+
+@click.command("end-outage", cls=Command)
+def end_outage() -> None:
+    """End an outage without waiting for a probe. What was refused so far no longer counts towards the next."""
+    own = service()
+    seconds = outbox.end_outage(own.engine)
+    own.wake()
+    ended = "There was no outage." if seconds is None else f"Ended an outage of {seconds:.0f} s."
+    click.echo(ended, err=True)
+    _show(reports.delivery_state(own.engine))
 
 
 @click.command()

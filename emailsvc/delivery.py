@@ -277,3 +277,9 @@ def _log_outcome(row: Claimed, result: Result, recorded: Recorded, seconds: floa
         event = "released"
     level = logging.INFO if event in ("sent", "released") else logging.WARNING
     log.log(level, event, extra={"fields": fields})
+    if recorded.waiting is not None:
+        why = {"outcome": result.outcome.value, "reason": without_addresses(result.text), "waiting": recorded.waiting}
+        log.warning("outage_began", extra={"fields": why})
+    if recorded.outage_seconds is not None:
+        ended = {"by": "probe", "outcome": result.outcome.value, "seconds": round(recorded.outage_seconds, 1)}
+        log.warning("outage_ended", extra={"fields": ended})

@@ -183,6 +183,7 @@ class Attempt(Base):
     outcome: Mapped[str] = mapped_column(String(16))
     code: Mapped[int | None] = mapped_column(Integer)
     enhanced: Mapped[str | None] = mapped_column(String(16))
+    command: Mapped[str | None] = mapped_column(String(8))  # that was answered so; NULL when none was, and before 0002
     words: Mapped[str] = mapped_column("text", Text)  # the server's, or ours
     domain: Mapped[str] = mapped_column(Text)  # the recipient's: a run of refusals over several domains is an outage
     worker_lost: Mapped[bool] = mapped_column(server_default=text("false"))
@@ -254,6 +255,7 @@ class Switch(Base):
     outage_reason: Mapped[str | None] = mapped_column(Text)
     next_probe_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     probe_delay: Mapped[float] = mapped_column(Float, server_default=text("5"))  # seconds
+    refusals_from: Mapped[datetime | None] = mapped_column(UtcDateTime)  # those before it count no more: ended by hand
     next_slot_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # GCRA: when the next mail may start
     rolled_up_to: Mapped[datetime] = mapped_column(UtcDateTime)  # hours before it are in the counters
 

@@ -21,3 +21,4 @@ class Result:
     text: str
     code: int | None = None
     enhanced: str | None = None  # RFC 3463, e.g. "4.7.1"
+    command: str | None = None  # the one that was answered so: MAIL, RCPT, DATA or "." for the final dot

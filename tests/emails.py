@@ -19,6 +19,7 @@ from emailsvc.payload import NewEmail, Rules, parse_email
 SENT = Result(Outcome.SENT, "250 ok", 250)
 DEFERRED = Result(Outcome.DEFERRED, "451 4.7.1 try later", 451, "4.7.1")
 REJECTED = Result(Outcome.REJECTED, "550 5.1.1 no such user", 550, "5.1.1")
+SUSPENDED = Result(Outcome.REJECTED, "550 5.7.1 account suspended", 550, "5.7.1", ".")
 UNCERTAIN = Result(Outcome.UNCERTAIN, "the connection was lost after the final dot")
 OUTAGE = Result(Outcome.OUTAGE, "connection refused")
 

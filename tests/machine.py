@@ -286,8 +286,8 @@ class World:
         patch.setattr(outbox_module("switch"), "time", SimpleNamespace(sleep=self._everybody_waits))
         patch.setattr(secrets, "token_hex", self._token)
         patch.setattr(secrets, "randbelow", lambda below: (below - 1) * self.low_first)
-        patch.setattr(outbox_module("record"), "REFUSALS_IN_A_ROW", 2)
-        patch.setattr(outbox_module("record"), "REFUSED_DOMAINS", 2)
+        for name in ("REFUSALS_IN_A_ROW", "UNEXPLAINED_IN_A_ROW", "REFUSED_DOMAINS"):
+            patch.setattr(outbox_module("refusals"), name, 2)
 
     def _monotonic(self) -> float:
         assert self.awake is not None
@@ -328,7 +328,7 @@ class World:
             connection.execute(
                 update(Switch).values(
                     paused_at=None, pause_reason=None, outage_since=None, outage_reason=None, next_probe_at=None,
-                    probe_delay=5.0, rolled_up_to=db_now(),
+                    probe_delay=5.0, refusals_from=None, rolled_up_to=db_now(),
                 )
             )  # fmt: skip
 

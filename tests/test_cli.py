@@ -95,6 +95,19 @@ def test_pause_holds_delivery_and_resume_lets_it_go_on(flask: Flasks, engine: En
     assert isinstance(outbox.claim(engine, secrets.token_hex(16), config), Claim)
 
 
+def test_end_outage_ends_one_and_says_when_there_is_none(flask: Flasks, engine: Engine, config: Config) -> None:
+    post(engine, config, "one")
+    attempt(engine, config, Result(Outcome.OUTAGE, "connection refused"))
+    assert not isinstance(outbox.claim(engine, secrets.token_hex(16), config), Claim)
+    done = flask("end-outage")
+    assert shown(done) == {"state": "running", "since": None, "reason": None}
+    assert re.fullmatch(r"Ended an outage of [0-9]+ s\.\n", done.stderr)
+    assert isinstance(outbox.claim(engine, secrets.token_hex(16), config), Claim)
+    done = flask("end-outage")
+    assert shown(done)["state"] == "running"
+    assert done.stderr == "There was no outage.\n"
+
+
 def test_a_test_e_mail_is_accepted_like_any_other(flask: Flasks, engine: Engine) -> None:
     done = flask("send-test", "ada@example.com")
     found = re.match(r"accepted as (send-test-[0-9a-f-]{36}); a running worker sends it\n", done.stdout)
@@ -264,6 +277,7 @@ COMMANDS = pytest.mark.parametrize(
         ("stats",),
         ("pause",),
         ("resume",),
+        ("end-outage",),
         ("send-test", "ada@example.com"),
         ("erase", "ada@example.com"),
         ("dead-letters", "list"),

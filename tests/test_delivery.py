@@ -601,6 +601,32 @@ def test_an_international_sender_domain_makes_message_ids_that_can_be_sent(
     assert row(engine).message_id.endswith("@xn--bcher-kva.example>")
 
 
+def test_the_beginning_and_the_end_of_an_outage_are_events(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    accept(bench.engine, bench.config, *(f"m-{n}" for n in range(12)))
+    bench.answer(Result(Outcome.OUTAGE, "421 not now, ada@example.com")).run()
+    move_switch(bench.engine, 60, "next_probe_at", "outage_since")
+    bench.run()
+    accept(bench.engine, bench.config, "another")
+    bench.answer(OUTAGE).run()
+    outbox.end_outage(bench.engine)
+    outbox.end_outage(bench.engine)
+    events = [(r.levelname, r.getMessage(), getattr(r, "fields", {})) for r in caplog.records]
+    told = [event for event in events if event[1].startswith("outage_")]
+    lasted = [round(fields.pop("seconds")) for _, _, fields in told if "seconds" in fields]
+    assert told == [
+        (
+            "WARNING",
+            "outage_began",
+            {"outcome": "outage", "reason": "421 not now, a…@example.com", "waiting": 12},
+        ),
+        ("WARNING", "outage_ended", {"by": "probe", "outcome": "sent"}),
+        ("WARNING", "outage_began", {"outcome": "outage", "reason": OUTAGE.text, "waiting": 1}),
+        ("WARNING", "outage_ended", {"by": "operator"}),
+    ]
+    assert lasted[0] >= 60
+    assert 0 <= lasted[1] < 60
+
+
 def test_the_name_of_a_worker_keeps_the_end_of_a_long_host_name_and_fits_its_column(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,12 @@ def test_the_result_carries_the_servers_words_and_codes(server: Smtpd, transport
     assert result.text == "RCPT: 550 5.1.1 no such 5.1.1 user here"
 
 
+@pytest.mark.parametrize("step", ["mail", "rcpt", "data", "dot"])
+def test_the_result_carries_the_command_that_was_refused(server: Smtpd, transport: SmtpTransport, step: str) -> None:
+    server.script("*", Plan(step, "550 5.7.1 no"))
+    assert send(transport).command == {"dot": "."}.get(step, step.upper())
+
+
 def test_the_servers_words_are_bounded_and_printable(server: Smtpd, transport: SmtpTransport) -> None:
     server.script("*", Plan("rcpt", b"550 5.1.1 \x1b[31m\x00\xff\xe2\x80\xae" + b"x" * 3000 + b"\r\n"))
     result = send(transport)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
@@ -173,18 +174,63 @@ def test_an_outage_gives_out_one_probe_per_cool_down_in_the_whole_cluster(engine
     assert [(len(c.rows), c.probe) for c in made] == [(1, True)]
 
 
+def _failed_once(engine: Engine, config: Config, count: int) -> None:
+    """Dead letters, refused."""
+    accept(engine, config, *(f"bad-{number:03}" for number in range(count)))
+    while isinstance(made := outbox.claim(engine, token(), config), Claim):
+        for number in range(len(made.rows)):
+            record(engine, config, made, REJECTED, number)
+
+
+def _probe(engine: Engine, config: Config) -> str:
+    """The e-mail that the next probe takes; then it is given back."""
+    move_switch(engine, 60, "next_probe_at")
+    made = claim(engine, config)
+    assert made.probe
+    outbox.release(engine, made.token)
+    return str(made.rows[0].email_id)
+
+
+def test_a_probe_prefers_mail_that_was_never_refused(engine: Engine, config: Config) -> None:
+    _failed_once(engine, config, 300)
+    assert outbox.replay_many(engine) == 300
+    record(engine, config, claim(engine, config), OUTAGE)
+    accept(engine, config, "fresh", priority="low")
+    assert [_probe(engine, config) for _ in range(5)] == ["fresh"] * 5
+
+
+def test_a_probe_prefers_deferred_mail_to_what_was_replayed(engine: Engine, config: Config) -> None:
+    _failed_once(engine, config, 30)
+    accept(engine, config, "deferred")
+    record(engine, config, claim(engine, config), DEFERRED)
+    assert outbox.replay_many(engine) == 30
+    make_due(engine)
+    record(engine, config, claim(engine, config), OUTAGE)
+    assert [_probe(engine, config) for _ in range(5)] == ["deferred"] * 5
+
+
+def test_a_probe_looks_at_the_newest_rows_too(engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many bad ones lie in front."""
+    monkeypatch.setattr(import_module("emailsvc.outbox.claim"), "PROBE_CHOICE", 20)
+    _failed_once(engine, config, 100)
+    assert outbox.replay_many(engine) == 100
+    record(engine, config, claim(engine, config), OUTAGE)
+    accept(engine, config, "fresh")
+    assert [_probe(engine, config) for _ in range(3)] == ["fresh"] * 3
+
+
 def test_a_list_of_bad_addresses_in_front_does_not_hide_the_good_ones_from_a_probe(
     engine: Engine, config: Config
 ) -> None:
+    """Among those that nothing tells apart it takes one by lot."""
     accept(engine, config, *(f"bad-{n}" for n in range(150)), "good")
     record(engine, config, claim(engine, config), OUTAGE)
-    move_switch(engine, 6, "next_probe_at")
 
     @event.listens_for(engine, "before_cursor_execute", retval=True)
     def _last_has_the_lot(_c: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> tuple[str, Any]:
         return statement.replace("random()", "-emails.id"), parameters
 
-    assert [r.email_id for r in claim(engine, config).rows] == ["good"]
+    assert _probe(engine, config) == "good"
 
 
 def test_the_cool_down_grows_to_thirty_seconds(engine: Engine, config: Config) -> None:

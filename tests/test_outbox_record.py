@@ -211,46 +211,6 @@ def test_a_record_says_whether_delivery_still_runs(engine: Engine, config: Confi
     assert not record(engine, config, made, SENT).go_on
 
 
-def test_twenty_refusals_in_a_row_over_three_domains_are_an_outage(engine: Engine, config: Config) -> None:
-    """The twentieth is not buried: it goes back, and so do those after it."""
-    for number in range(25):
-        accept(engine, config, f"m-{number:02}", user=f"u{number}@domain{number % 3}.example")
-    made = [claim(engine, config) for _ in range(3)]
-    outcomes = [record(engine, config, c, REJECTED, n).reason for c in made for n in range(len(c.rows))]
-    assert outcomes[:19] == ["rejected"] * 19
-    assert outcomes[19] == "outage"
-    assert switch(engine).outage_reason == REJECTED.text
-    stats = reports.stats(engine)
-    assert (stats["dead_letters"], stats["pending"], stats["sending"]) == (19, 6, 0)
-    move_switch(engine, 6, "next_probe_at")
-    assert record(engine, config, claim(engine, config), REJECTED).reason == "outage"
-    assert reports.stats(engine)["dead_letters"] == 19
-
-
-def test_refusals_of_one_domain_are_its_own_matter(engine: Engine, config: Config) -> None:
-    for number in range(30):
-        accept(engine, config, f"m-{number:02}", user=f"u{number}@domain{number % 2}.example")
-    made = [claim(engine, config) for _ in range(3)]
-    assert {record(engine, config, c, REJECTED, n).reason for c in made for n in range(len(c.rows))} == {"rejected"}
-
-
-def test_one_success_in_between_ends_a_run_of_refusals(engine: Engine, config: Config) -> None:
-    for number in range(40):
-        accept(engine, config, f"m-{number:02}", user=f"u{number}@domain{number % 4}.example")
-    made = [claim(engine, config) for _ in range(4)]
-    results = [SENT if number == 10 else REJECTED for number in range(30)]
-    reasons = [record(engine, config, made[n // 10], result, n % 10).reason for n, result in enumerate(results)]
-    assert "outage" not in reasons[:29]
-
-
-def test_mail_that_cannot_be_built_is_not_held_against_the_server(engine: Engine, config: Config) -> None:
-    for number in range(25):
-        accept(engine, config, f"m-{number:02}", user=f"u{number}@domain{number % 5}.example")
-    unbuildable = Result(Outcome.REJECTED, "cannot be built")
-    made = [claim(engine, config) for _ in range(3)]
-    assert {record(engine, config, c, unbuildable, n).reason for c in made for n in range(len(c.rows))} == {"rejected"}
-
-
 @pytest.mark.parametrize(
     ("result", "status"),
     [(SENT, "sent"), (DEFERRED, "cancelled"), (REJECTED, "failed"), (UNCERTAIN, "failed")],

@@ -285,7 +285,7 @@ def test_the_statuses_and_the_reasons_are_all_explained() -> None:
 def test_every_command_is_described() -> None:
     listed = " ".join(row[0] for row in table("## Commands"))
     single = {command.name for command in (cli.start, cli.stats, cli.pause, cli.resume, cli.check, cli.send_test)}
-    single |= {command.name for command in (cli.erase, cli.secret)}
+    single |= {command.name for command in (cli.erase, cli.secret, cli.end_outage)}
     grouped = {f"dead-letters {name}" for name in cli.dead_letters.commands}
     assert {name for name in single | grouped if f"`flask {name}" not in listed} == set()
 

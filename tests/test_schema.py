@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import flask_migrate
 import pytest
 from flask import Flask
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import DateTime, Engine, LargeBinary, bindparam, inspect, text
 
-from emailsvc import config, schema
+from emailsvc import config, outbox, reports, schema
 from emailsvc.app import _prepared
 from emailsvc.diagnosis import diagnose
 from emailsvc.errors import ConfigurationError
-from emailsvc.models import Base
+from emailsvc.models import Base, Status
+from tests.emails import REJECTED, SENT, claim, record
 from tests.servers import PostgreSQL
 from tests.test_cli import run
 
@@ -37,6 +42,109 @@ if how == "ensure":
 else:
     schema.upgrade(app)
 """
+
+
+ROWS_OF_0001 = """
+INSERT INTO emails (email_id, fingerprint, recipient, subject, body, size, message_id, status, priority, on_uncertain,
+  attempts, next_attempt_at, claim, lease_expires_at, received_at, sent_at, final_at, scrubbed_at, last_error) VALUES
+('pending', 'f', 'a@x.example', 's', 'b', 1, '<1@x>', 'pending', 1, 'hold', 0, :then, NULL, NULL, :then, NULL, NULL,
+  NULL, NULL),
+('deferred', 'f', 'a@x.example', 's', 'b', 1, '<2@x>', 'pending', 1, 'hold', 1, :then, 'old', NULL, :then, NULL, NULL,
+  NULL, '451 later'),
+('sending', 'f', 'a@x.example', 's', 'b', 1, '<3@x>', 'sending', 1, 'hold', 0, :then, 'mine', :later, :then, NULL, NULL,
+  NULL, NULL),
+('sent', 'f', 'a@x.example', NULL, NULL, 1, '<4@x>', 'sent', 1, 'hold', 1, NULL, 'old', NULL, :then, :then, :then,
+  :then, NULL),
+('failed', 'f', 'a@y.example', 's', 'b', 1, '<5@x>', 'failed', 0, 'retry', 1, NULL, 'old', NULL, :then, NULL, NULL,
+  NULL, '550 no'),
+('discarded', 'f', NULL, NULL, NULL, 1, '<6@x>', 'failed', 2, 'hold', 1, NULL, 'old', NULL, :then, NULL, :then, :then,
+  NULL),
+('cancelled', 'f', 'a@x.example', 's', 'b', 1, '<7@x>', 'cancelled', 1, 'hold', 0, NULL, NULL, NULL, :then, NULL, :then,
+  NULL, NULL);
+INSERT INTO attachments (email, position, filename, content_type, content)
+  SELECT id, 0, 'a.txt', 'text/plain', :content FROM emails WHERE email_id = 'failed';
+INSERT INTO attempts (email, outcome, code, enhanced, text, domain, started_at, at)
+  SELECT id, 'deferred', 451, '4.7.1', '451 later', 'x.example', :then, :then FROM emails WHERE email_id = 'deferred';
+INSERT INTO attempts (email, outcome, code, enhanced, text, domain, started_at, at)
+  SELECT id, 'rejected', 550, NULL, 'RCPT: 550 no', 'y.example', :then, :then FROM emails WHERE email_id = 'failed';
+INSERT INTO dead_letters (email, reason, error, attempts, created_at)
+  SELECT id, 'rejected', 'RCPT: 550 no', 1, :then FROM emails WHERE email_id = 'failed';
+INSERT INTO dead_letters (email, reason, error, attempts, created_at, resolved_at, resolution)
+  SELECT id, 'exhausted', '(erased)', 1, :then, :then, 'discarded' FROM emails WHERE email_id = 'discarded';
+INSERT INTO counters (hour, kind, shard, value) VALUES (:hour, 'duplicates', 0, 4);
+INSERT INTO workers (id, started_at, seen_at) VALUES ('worker-1', :then, :then);
+UPDATE switch SET outage_since = :then, outage_reason = 'refused', next_probe_at = :then, rolled_up_to = :hour
+"""
+"""What processes of the release before wrote: a row in every state, and an outage."""
+
+
+def write_rows_of_0001(engine: Engine) -> None:
+    now = datetime.now(UTC).replace(tzinfo=None)  # as SQLite keeps it; the sessions of PostgreSQL are in UTC
+    values = {
+        "then": now - timedelta(seconds=60), "later": now + timedelta(seconds=60), "content": b"hi",
+        "hour": now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=1),
+    }  # fmt: skip
+    with engine.begin() as connection:
+        for statement in ROWS_OF_0001.split(";\n"):
+            names = set(re.findall(r":([a-z]+)", statement))
+            bound = text(statement).bindparams(
+                *(bindparam(name, type_=LargeBinary if name == "content" else DateTime) for name in names)
+            )
+            connection.execute(bound, {name: values[name] for name in names})
+
+
+def content(engine: Engine, columns: Mapping[str, Sequence[str]]) -> dict[str, list[tuple[Any, ...]]]:
+    with engine.connect() as connection:
+        return {
+            table: sorted(map(tuple, connection.execute(text(f"SELECT {', '.join(names)} FROM {table}"))), key=repr)
+            for table, names in columns.items()
+        }
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def of_0001(request: pytest.FixtureRequest, make: Callable[[str], Flask]) -> Flask:
+    """An application of today on a database of the release before."""
+    app = make("" if request.param == "sqlite" else request.getfixturevalue("empty_postgresql"))
+    with app.app_context():
+        flask_migrate.upgrade(directory=str(schema.MIGRATIONS), revision="0001")
+    write_rows_of_0001(engine_of(app))
+    return app
+
+
+def test_a_database_of_the_release_before_is_upgraded_and_goes_on(of_0001: Flask) -> None:
+    engine, settings = engine_of(of_0001), of_0001.extensions["emailsvc"].config
+    tables = sorted(TABLES - {"alembic_version"})
+    columns = {table: [column["name"] for column in inspect(engine).get_columns(table)] for table in tables}
+    before = content(engine, columns)
+    assert schema.is_older(engine)
+    schema.upgrade(of_0001)
+    assert not schema.is_older(engine)
+    assert content(engine, columns) == before, "migrations only add"
+    assert reports.violations(engine, settings) == []
+    stats = reports.stats(engine)
+    counts = {state.value: stats[state.value] for state in Status}
+    assert counts == {"pending": 2, "sending": 1, "sent": 1, "failed": 2, "cancelled": 1}
+    assert (stats["delivery"]["state"], stats["duplicates"]) == ("outage", 4)
+    probe = claim(engine, settings)
+    assert [row.email_id for row in probe.rows] == ["pending"]
+    assert record(engine, settings, probe, SENT).outage_seconds is not None
+    assert outbox.replay_many(engine) == 1
+    rest = claim(engine, settings)
+    assert [row.email_id for row in rest.rows] == ["failed"]
+    assert record(engine, settings, rest, REJECTED).reason == "rejected"
+
+
+def test_processes_of_the_release_before_write_on_beside_the_new_schema(of_0001: Flask) -> None:
+    """All that they know are the columns of their own release, and they name them."""
+    engine = engine_of(of_0001)
+    schema.upgrade(of_0001)
+    with engine.begin() as connection:
+        for table in ("attachments", "attempts", "dead_letters", "emails", "counters", "workers"):
+            connection.execute(text(f"DELETE FROM {table}"))
+    write_rows_of_0001(engine)
+    assert reports.violations(engine, of_0001.extensions["emailsvc"].config) == []
+    with engine.connect() as connection:
+        assert set(connection.execute(text("SELECT command FROM attempts")).scalars()) == {None}
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from sqlalchemy import Engine, text
 
 from emailsvc import outbox
 from emailsvc.config import Config
+from tests.emails import OUTAGE, accept, claim, record
 from tests.webkit import BEARER, ON_SQLITE, STRANGER, TOKEN, StrictClient, payload
 
 
@@ -239,6 +240,20 @@ def test_delivery_is_paused_and_resumed(client: FlaskClient) -> None:
     assert paused["state"] == "paused"
     assert client.post("/delivery/pause", json={"reason": "a\0"}).status_code == 400
     assert client.post("/delivery/pause", data="reason=x").status_code == 415
+
+
+def test_an_outage_is_ended(client: FlaskClient, engine: Engine, config: Config, app: Flask) -> None:
+    accept(engine, config)
+    record(engine, config, claim(engine, config), OUTAGE)
+    assert client.get("/stats").get_json()["delivery"]["reason"] == OUTAGE.text
+    assert 'data-post="/delivery/end-outage"' in client.get("/stats", headers={"Accept": "text/html"}).text
+    queued = app.extensions["huey"].pending_count()
+    assert client.post("/delivery/end-outage").json == {"state": "running", "since": None, "reason": None}
+    assert app.extensions["huey"].pending_count() == queued + 1, "the workers are woken"
+    assert outbox.may_start(engine)
+    again = client.post("/delivery/end-outage")
+    assert (again.status_code, again.json) == (200, {"state": "running", "since": None, "reason": None})
+    assert "end-outage" not in client.get("/stats", headers={"Accept": "text/html"}).text
 
 
 def test_metrics_are_readable_by_prometheus(client: FlaskClient) -> None:

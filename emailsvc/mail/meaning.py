@@ -31,7 +31,7 @@ class Refused(Exception):
 def of_dot(reply: Reply) -> Result:
     """Any 2yz is a yes (a 251, too). What is neither yes nor no leaves open whether the message was taken."""
     outcome = {2: Outcome.SENT, 4: Outcome.DEFERRED, 5: Outcome.REJECTED}.get(reply.kind, Outcome.UNCERTAIN)
-    return _result(outcome, str(reply), reply)
+    return _result(outcome, str(reply), reply, ".")
 
 
 def of_failure(exc: Exception, why: Cut | None, step: str, *, after_dot: bool) -> Result:
@@ -54,14 +54,15 @@ def of_failure(exc: Exception, why: Cut | None, step: str, *, after_dot: bool) -
 def _of_refusal(refused: Refused) -> Result:
     reply = refused.reply
     if reply.code in ACCOUNT or (reply.code == CLOSING and refused.command == "MAIL"):
-        return _result(Outcome.OUTAGE, str(refused), reply)
+        return _result(Outcome.OUTAGE, str(refused), reply, refused.command)
     # Before the dot a reply that makes no sense is no verdict on the mail: try again later.
-    return _result(Outcome.REJECTED if reply.kind == 5 else Outcome.DEFERRED, str(refused), reply)
+    outcome = Outcome.REJECTED if reply.kind == 5 else Outcome.DEFERRED
+    return _result(outcome, str(refused), reply, refused.command)
 
 
-def _result(outcome: Outcome, text: str, reply: Reply | None) -> Result:
+def _result(outcome: Outcome, text: str, reply: Reply | None, command: str | None = None) -> Result:
     code = reply.code if reply and reply.code > 0 else None
-    return Result(outcome, text, code, reply.enhanced if reply else None)
+    return Result(outcome, text, code, reply.enhanced if reply else None, command)
 
 
 def _words(exc: Exception) -> str:

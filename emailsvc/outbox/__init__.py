@@ -11,7 +11,7 @@ from emailsvc.outbox.deadletters import Resolved, delivered, discard, replay, re
 from emailsvc.outbox.look import look
 from emailsvc.outbox.record import Recorded, expire, record
 from emailsvc.outbox.sweep import Swept, retain, sweep
-from emailsvc.outbox.switch import FRESH_SECONDS, may_start, pause, resume
+from emailsvc.outbox.switch import FRESH_SECONDS, end_outage, may_start, pause, resume
 from emailsvc.outbox.withdraw import cancel, erase
 from emailsvc.outbox.workers import forget_worker, heartbeat, try_commit
 
@@ -33,6 +33,7 @@ __all__ = [
     "content",
     "delivered",
     "discard",
+    "end_outage",
     "erase",
     "expire",
     "forget_worker",

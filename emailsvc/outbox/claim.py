@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import product
 from typing import Any
 
 from sqlalchemy import (
@@ -33,8 +34,9 @@ PENDING, SENDING = has_status(Status.PENDING), has_status(Status.SENDING)
 ANY_PRIORITY = Email.priority.in_([literal_column(str(n)) for n in (0, 1, 2)])
 """Says nothing, and lets the index on (priority, next_attempt_at) bound the time."""
 
-PROBE_CHOICE = 10_000
-"""A probe takes one of so many due rows by lot, so that a list of bad addresses cannot keep an outage open for all."""
+PROBE_CHOICE = 1_000
+"""A probe is chosen from so many of the oldest and of the newest due rows of each priority, so that a list of bad
+addresses in front, old ones or a bulk replay, cannot keep an outage open for all."""
 
 CARRIED_BYTES = 64 * 1024
 """A claim carries the content of e-mails up to this size. What is larger is read by ``content`` just before its
@@ -94,10 +96,19 @@ def _claim_statement(order: Sequence[int]) -> Any:
     )
 
 
+_OLDEST_AND_NEWEST = ((Email.next_attempt_at, Email.id), (Email.next_attempt_at.desc(), Email.id.desc()))
+
+
 def _probe_statement() -> Any:
-    due = select(Email.id).where(PENDING, ANY_PRIORITY, Email.next_attempt_at <= db_now())
-    some = due.order_by(Email.priority, Email.next_attempt_at, Email.id).limit(PROBE_CHOICE)
-    chosen = select(Email.id).where(PENDING, Email.id.in_(some)).order_by(sql.random()).limit(bindparam("size_limit"))
+    """Mail that never had an error comes first, then what was deferred, then what was replayed; among equals by lot."""
+    due = select(Email.id).where(PENDING, Email.next_attempt_at <= db_now())
+    ends = []
+    for priority, order in product((0, 1, 2), _OLDEST_AND_NEWEST):
+        some = due.where(Email.priority == literal_column(str(priority))).order_by(*order)
+        ends.append(select(some.limit(bindparam("probe_choice")).subquery().c.id))
+    standing = case((Email.last_error.is_(None), 0), (Email.attempts > 0, 1), else_=2)
+    chosen = select(Email.id).where(PENDING, Email.id.in_(union_all(*ends))).order_by(standing, sql.random())
+    chosen = chosen.limit(bindparam("size_limit"))
     locked = chosen.with_for_update(skip_locked=True).cte("chosen")
     return (
         update(Email)
@@ -147,7 +158,7 @@ def _claim(connection: Connection, token: str, config: Config, low_first: bool) 
             return Idle("empty")  # or others have the locks of all that is due
         if not take_probe(connection, switch.probe_delay):
             return Idle("outage")
-        rows = list(connection.execute(_PROBE, {**values, "size_limit": 1}))
+        rows = list(connection.execute(_PROBE, {**values, "size_limit": 1, "probe_choice": PROBE_CHOICE}))
         if not rows:  # every candidate is locked
             return Idle("outage")
         probe = True

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
 
 from emailsvc.config import Config
-from emailsvc.models import Attempt, DeadLetter, Email, Reason, Status, Switch, has_status
-from emailsvc.outbox.claim import PENDING, SENDING, Claimed, release_rows, scrub, withdraw_erased
+from emailsvc.models import Attempt, DeadLetter, Email, Reason, Status
+from emailsvc.outbox.claim import ANY_PRIORITY, PENDING, SENDING, Claimed, release_rows, scrub, withdraw_erased
+from emailsvc.outbox.refusals import LONG_AGO, is_refusing_everybody
 from emailsvc.outbox.switch import RUNNING, close_outage, open_outage
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.outcome import Outcome, Result
 from emailsvc.retry import backoff
 from emailsvc.sqltime import db_in, db_now
 
-REFUSALS_IN_A_ROW = 20
-REFUSED_DOMAINS = 3
+MAX_WAITING = 100_000
+"""Counted no further when an outage begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Recorded:
     """``won`` False: the row was no longer ours, somebody else has decided; stop. ``go_on``: delivery is running.
 
     ``state`` and ``reason`` say what the row became; ``delay`` in how many seconds it is due again.
+    ``waiting``, when this began an outage: how many are due. ``outage_seconds``, when it ended one: how long that was.
     """
 
     won: bool
@@ -32,6 +34,8 @@ class Recorded:
     state: str = ""
     reason: str | None = None
     delay: float | None = None
+    waiting: int | None = None
+    outage_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,8 @@ def record(
         if moved is None:
             return _lost(hand)
         if probe and moved.reason not in ("outage", "cut"):
-            close_outage(connection)
-            return Recorded(True, _running(connection), moved.state, moved.reason, moved.delay)
+            ended = close_outage(connection)
+            return replace(moved, go_on=_running(connection), outage_seconds=ended)
         return moved
 
     return in_transaction(engine, work)
@@ -109,34 +113,21 @@ def _deferred(hand: Hand, result: Result) -> Recorded | None:
 
 
 def _rejected(hand: Hand, result: Result) -> Recorded | None:
-    if result.code is not None:
-        # Refusals are counted one at a time, so that a suspended account costs no more dead letters than it must.
-        hand.connection.execute(select(Switch.id).with_for_update())
-        if _is_refusing_everybody(hand):
-            return _outage(hand, result)
+    if is_refusing_everybody(hand.connection, hand.row.id, hand.domain, result):
+        return _outage(hand, result)
     return _give_up(hand, Reason.REJECTED, result.text, hand.row.attempts + 1, result)
-
-
-def _is_refusing_everybody(hand: Hand) -> bool:
-    sent_at = select(func.max(Email.sent_at)).where(has_status(Status.SENT)).scalar_subquery()
-    run = (
-        select(Attempt.domain)
-        .where(Attempt.outcome == "rejected", Attempt.code.is_not(None), Attempt.at > func.coalesce(sent_at, _LONG_AGO))
-        .order_by(Attempt.at.desc(), Attempt.id.desc())
-        .limit(REFUSALS_IN_A_ROW - 1)
-    )
-    domains = list(hand.connection.execute(run).scalars())
-    return len(domains) + 1 >= REFUSALS_IN_A_ROW and len({*domains, hand.domain}) >= REFUSED_DOMAINS
-
-
-_LONG_AGO = db_in(-10 * 365 * 86400.0)
 
 
 def _outage(hand: Hand, result: Result) -> Recorded:
     if not release_rows(hand.connection, hand.token):
         return _lost(hand)  # an outage seen by a worker that was frozen since is no news
-    open_outage(hand.connection, result.text, probe=hand.probe)
-    return Recorded(True, False, "pending", "outage")
+    begun = open_outage(hand.connection, result.text, probe=hand.probe)
+    return Recorded(True, False, "pending", "outage", waiting=_waiting(hand.connection) if begun else None)
+
+
+def _waiting(connection: Connection) -> int:
+    due = select(Email.id).where(PENDING, ANY_PRIORITY, Email.next_attempt_at <= db_now()).limit(MAX_WAITING)
+    return connection.execute(select(func.count()).select_from(due.subquery())).scalar_one()
 
 
 def _cut(hand: Hand, result: Result) -> Recorded:
@@ -159,7 +150,7 @@ def uncertain(hand: Hand, result: Result, *, worker_lost: bool) -> Recorded | No
 def _lost_a_worker_before(hand: Hand) -> bool:
     since = select(func.max(DeadLetter.resolved_at)).where(DeadLetter.email == hand.row.id).scalar_subquery()
     lost = select(Attempt.id).where(
-        Attempt.email == hand.row.id, Attempt.worker_lost, Attempt.at > func.coalesce(since, _LONG_AGO)
+        Attempt.email == hand.row.id, Attempt.worker_lost, Attempt.at > func.coalesce(since, LONG_AGO)
     )
     return hand.connection.execute(lost.limit(1)).first() is not None
 
@@ -249,7 +240,7 @@ def _note_attempt(hand: Hand, result: Result, worker_lost: bool) -> None:
     hand.connection.execute(
         insert(Attempt).values(
             email=hand.row.id, outcome=result.outcome.value, code=result.code, enhanced=result.enhanced,
-            words=result.text, domain=hand.domain, worker_lost=worker_lost,
+            command=result.command, words=result.text, domain=hand.domain, worker_lost=worker_lost,
             started_at=db_in(-hand.seconds), at=db_now(),
         )
     )  # fmt: skip

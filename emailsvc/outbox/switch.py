@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from sqlalchemy import Connection, Engine, case, select, update
 
 from emailsvc.models import Switch
 from emailsvc.sqltime import db_in, db_now
+
+log = logging.getLogger("emailsvc.outbox")
 
 FRESH_SECONDS = 0.05
 """How old the last look at the switch may be when a conversation starts."""
@@ -56,8 +59,8 @@ def take_probe(connection: Connection, delay: float) -> bool:
     return won.rowcount == 1
 
 
-def open_outage(connection: Connection, reason: str, *, probe: bool) -> None:
-    """Begin an outage, or note that its probe failed too: the cool-down doubles, up to 30 s."""
+def open_outage(connection: Connection, reason: str, *, probe: bool) -> bool:
+    """Begin an outage (True), or note that its probe failed too: the cool-down doubles, up to 30 s."""
     begun = connection.execute(
         update(Switch)
         .where(Switch.outage_since.is_(None))
@@ -72,7 +75,26 @@ def open_outage(connection: Connection, reason: str, *, probe: bool) -> None:
         current = connection.execute(select(Switch.probe_delay)).scalar_one()
         longer = min(current * 2, LONGEST_PROBE_SECONDS)
         connection.execute(update(Switch).values(outage_reason=reason, probe_delay=longer, next_probe_at=db_in(longer)))
+    return begun.rowcount == 1
 
 
-def close_outage(connection: Connection) -> None:
+def close_outage(connection: Connection) -> float | None:
+    """How many seconds it lasted; None when there was none."""
+    switch = connection.execute(select(Switch.outage_since, db_now().label("now")).with_for_update()).one()
+    if switch.outage_since is None:
+        return None
     connection.execute(update(Switch).values(outage_since=None, outage_reason=None, next_probe_at=None))
+    return max(0.0, float((switch.now - switch.outage_since).total_seconds()))
+
+
+def end_outage(engine: Engine) -> float | None:
+    """End an outage by hand: how many seconds it lasted; None when there was none. A pause, if there is one, goes on.
+
+    Refusals so far count no more, or the next one would open it again.
+    """
+    with engine.begin() as connection:
+        seconds = close_outage(connection)
+        connection.execute(update(Switch).values(refusals_from=db_now()))
+    if seconds is not None:
+        log.warning("outage_ended", extra={"fields": {"by": "operator", "seconds": round(seconds, 1)}})
+    return seconds

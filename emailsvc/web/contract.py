@@ -109,6 +109,7 @@ ROUTES = (
         {200: answers.Delivery}, {}, answers.PauseRequest, body_required=False,
     ),
     Route("POST", "/delivery/resume", "operator", "End a pause", {200: answers.Delivery}),
+    Route("POST", "/delivery/end-outage", "operator", "End an outage, if there is one", {200: answers.Delivery}),
     Route("GET", "/metrics", "operator", "The totals for Prometheus", {200: TEXT}),
     Route("GET", "/healthz", "anyone", "The process is up", {200: answers.Health}),
     Route(

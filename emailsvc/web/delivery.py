@@ -1,4 +1,4 @@
-"""The switch: pausing and resuming all delivery."""
+"""The switch: pausing and resuming all delivery, and ending an outage."""
 
 from __future__ import annotations
 
@@ -32,4 +32,11 @@ def resume() -> Response:
     outbox.resume(service().engine)
     service().wake()
     log.warning("resumed", extra={"fields": {}})
+    return answer(reports.delivery_state(service().engine))
+
+
+@blueprint.post("/end-outage")
+def end_outage() -> Response:
+    outbox.end_outage(service().engine)
+    service().wake()
     return answer(reports.delivery_state(service().engine))

@@ -18,6 +18,7 @@ PAGE = """<!doctype html>
 {% if stats.delivery.reason %}({{ stats.delivery.reason }}){% endif %}
 {% if stats.delivery.state == "paused" %}<button data-post="/delivery/resume">Resume</button>
 {% else %}<button data-post="/delivery/pause">Pause</button>{% endif %}
+{% if stats.delivery.state == "outage" %}<button data-post="/delivery/end-outage">End outage</button>{% endif %}
 <span id="said" role="status"></span></p>
 <table>
 {% for name, value in stats.items() if name != "delivery" %}
