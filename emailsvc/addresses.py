@@ -5,8 +5,10 @@ Everything is refused rather than altered: a changed address is another recipien
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
+from collections.abc import Iterator
 
 from emailsvc.errors import InvalidPayload
 
@@ -106,6 +108,41 @@ def canonical(address: str) -> str:
     """One spelling for all that reach the same person: NFC, lower case, the domain's A-labels."""
     local, _, domain = unicodedata.normalize("NFC", address).lower().rpartition("@")
     return f"{local}@{to_ascii(domain) or domain}"
+
+
+MAX_VARIED_LETTERS = 6
+
+
+def spellings(address: str) -> frozenset[str]:
+    """Ways to write an address that a database tells apart though ``canonical`` does not; ASCII case is left to it.
+
+    Letters beyond ASCII in both cases, composed and decomposed, and the domain in Unicode and as A-labels. A side of
+    the @ that has more than ``MAX_VARIED_LETTERS`` of them is only in small letters, in capitals or capitalised.
+    """
+    key = canonical(address)
+    local, _, domain = key.rpartition("@")
+    written = {
+        f"{one}@{other}"
+        for one in _in_both_cases(local)
+        for form in (domain, _to_unicode(domain))
+        for other in _in_both_cases(form)
+    }
+    found = {address, *(unicodedata.normalize(form, one) for one in written for form in ("NFC", "NFD"))}
+    return frozenset(one for one in found if canonical(one) == key)
+
+
+def _to_unicode(domain: str) -> str:
+    try:
+        return domain.encode("ascii").decode("idna")
+    except UnicodeError:
+        return domain
+
+
+def _in_both_cases(text: str) -> Iterator[str]:
+    letters = [(one,) if one.isascii() else tuple({one, one.upper(), one.title()}) for one in text]
+    if sum(len(ways) > 1 for ways in letters) <= MAX_VARIED_LETTERS:
+        return map("".join, itertools.product(*letters))
+    return iter({text, text.upper(), text.title(), text.capitalize()})
 
 
 def address_in(text: str, domains: frozenset[str], field: str) -> None:

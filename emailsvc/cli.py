@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -110,10 +111,16 @@ def send_test(address: str) -> None:
 def erase(address: str) -> None:
     """Forget ADDRESS (in capitals or not): cancel what waits, scrub what was sent, mark what is being sent.
 
-    The ids stay.
+    The ids stay. If it is cut short, run it again: it goes on where it stopped.
     """
-    count = outbox.erase(service().engine, address)
+    count = outbox.erase(service().engine, address, _progress)
     click.echo(f"{count} e-mail{'' if count == 1 else 's'} erased")
+
+
+def _progress(total: int) -> None:
+    """On a terminal, one line that is written over; nothing in a pipe."""
+    if sys.stderr.isatty():
+        click.echo(f"{total:,} so far\r", nl=False, err=True)
 
 
 @click.command()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
 import secrets
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ from emailsvc.outbox import Claim
 from emailsvc.payload import Rules, parse_email
 from tests.servers import PostgreSQL, free_port
 from tests.smtpd import Smtpd
+from tests.stack import ROOT
 
 Flasks = Callable[..., Run]
 sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -151,6 +156,32 @@ def test_erasing_a_person_cancels_scrubs_and_marks_and_keeps_the_ids(
     ]
     assert flask("erase", "carol@example.com").stdout == "0 e-mails erased\n"
     assert flask("erase", "bob@example.com").stdout == "1 e-mail erased\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@sqlite_only
+def test_a_long_erasure_shows_its_progress_on_a_terminal_and_nothing_in_a_pipe(
+    engine: Engine, config: Config, tmp_path: Path, terminal: bool
+) -> None:
+    emails = [
+        {"email_id": f"m-{n}", "user": "ada@example.com", "subject": "Hello", "body": "It works."} for n in range(501)
+    ]
+    rules = Rules(config.from_domains)
+    outbox.accept_many(engine, [parse_email(json.dumps(email).encode(), rules) for email in emails], config)
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    program = [sys.executable, "-m", "flask", "--app", str(ROOT / "wsgi.py"), "erase", "ada@example.com"]
+    environ = {**os.environ, "DATABASE_URL": config.database_url, "PYTHONPATH": str(ROOT), "LOG_LEVEL": "ERROR"}
+    done = subprocess.run(
+        program, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=theirs, text=True, timeout=60
+    )
+    os.write(theirs, b"end")
+    shown = ""
+    while not shown.endswith("end"):
+        shown += os.read(ours, 10_000).decode()
+    for descriptor in (ours, theirs):
+        os.close(descriptor)
+    assert (done.returncode, done.stdout) == (0, "501 e-mails erased\n")
+    assert shown == ("500 so far\r501 so far\rend" if terminal else "end")
 
 
 def test_a_new_secret_can_be_used_and_is_never_the_same(flask: Flasks) -> None:

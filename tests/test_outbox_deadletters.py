@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event, text
 
 from emailsvc import outbox, reports
 from emailsvc.clock import utcnow
@@ -310,6 +310,94 @@ def test_a_person_is_erased_however_the_address_is_spelled(
     accept(engine, config, "other", user="arger@example.com")
     assert outbox.erase(engine, asked) == 1
     assert row(engine, "theirs").recipient is None
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked"),
+    [
+        ("JÜRGEN.MÜLLER@example.com", "jürgen.müller@example.com"),
+        ("jÜrgen.müller@example.com", "Jürgen.Müller@example.com"),
+        ("Иван.Петров@почта.example", "иван.петров@ПОЧТА.example"),
+        ("иван.петров@xn--80a1acny.example", "ИВАН.ПЕТРОВ@почта.example"),
+        ("АЛЕКСАНДРА.НИКОЛАЕВНА@example.com", "александра.николаевна@example.com"),
+        ("Александра.Николаевна@example.com", "АЛЕКСАНДРА.НИКОЛАЕВНА@example.com"),
+        ("re\u0301ne@example.com", "r\u00e9ne@example.com"),
+        ("r\u00e9ne@example.com", "RE\u0301NE@example.com"),
+    ],
+)
+def test_an_international_address_is_found_in_capitals_and_decomposed(
+    engine: Engine, config: Config, stored: str, asked: str
+) -> None:
+    accept(engine, config, "theirs", user=stored)
+    accept(engine, config, "other", user="jurgen.muller@example.com")
+    assert outbox.erase(engine, asked) == 1
+    assert (row(engine, "theirs").recipient, row(engine, "other").status) == (None, "pending")
+
+
+def test_an_international_address_is_looked_up_in_the_index(engine: Engine, config: Config) -> None:
+    """In a table of many recipients: reading them all took too long for a statement."""
+    outbox.accept_many(engine, [new_email(f"m-{n}") for n in range(2000)], config)
+    with engine.begin() as connection:
+        connection.execute(text("ANALYZE emails"))
+    seen: list[tuple[str, Any]] = []
+    event.listen(engine, "before_cursor_execute", lambda _c, _cursor, *statement: seen.append(statement[:2]))
+    assert outbox.erase(engine, "jürgen@exämple.com") == 0
+    explain = {"postgresql": "EXPLAIN ", "sqlite": "EXPLAIN QUERY PLAN "}[engine.dialect.name]
+    looks = [(statement, values) for statement, values in seen if "recipient" in statement]
+    assert looks
+    with engine.connect() as connection:
+        for statement, values in looks:
+            plan = str(connection.exec_driver_sql(explain + statement, values).all())
+            assert "ix_emails_recipient" in plan, plan
+
+
+def test_a_busy_mailbox_is_erased_in_transactions_of_its_own_and_goes_on_after_a_kill(
+    engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox.withdraw, "CHUNK", 4)
+    monkeypatch.setattr(outbox.withdraw, "PAGE", 8)
+    outbox.accept_many(engine, [new_email(f"m-{n}", user="eve@example.com") for n in range(30)], config)
+    accept(engine, config, "bob", user="bob@example.com")
+
+    def killed_at_the_third(total: int) -> None:
+        if total == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        outbox.erase(engine, "eve@example.com", killed_at_the_third)
+    assert reports.stats(engine)["cancelled"] == 12
+    seen: list[int] = []
+    assert outbox.erase(engine, "eve@example.com", seen.append) == 18
+    assert seen == [4, 8, 12, 16, 18]
+    assert reports.stats(engine)["cancelled"] == 30
+    assert row(engine, "bob").status == "pending"
+    assert reports.violations(engine, config) == []
+
+
+def test_an_erasure_ends_though_mail_to_the_person_keeps_coming(
+    engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox.withdraw, "CHUNK", 2)
+    monkeypatch.setattr(outbox.withdraw, "PAGE", 2)
+    accept(engine, config, *(f"m-{n}" for n in range(6)), user="eve@example.com")
+
+    def another(total: int) -> None:
+        assert total <= 6
+        accept(engine, config, f"late-{total}", f"later-{total}", user="eve@example.com")
+
+    assert outbox.erase(engine, "eve@example.com", another) == 6
+    assert reports.stats(engine)["pending"] == 6
+
+
+def test_what_is_in_hand_is_marked_once_and_does_not_hold_up_an_erasure(engine: Engine, config: Config) -> None:
+    accept(engine, config, "in-hand", user="eve@example.com")
+    made = claim(engine, config)
+    accept(engine, config, "waiting", user="eve@example.com")
+    assert outbox.erase(engine, "eve@example.com") == 2
+    assert outbox.erase(engine, "eve@example.com") == 0
+    assert row(engine, "in-hand").recipient == "eve@example.com"
+    record(engine, config, made, SENT)
+    assert row(engine, "in-hand").recipient is None
 
 
 def test_look_up_of_many_ids(engine: Engine, config: Config) -> None:

@@ -195,7 +195,7 @@ class Machine(RuleBasedStateMachine):
         email = make_email(number)
         row = self.emails.get(email.email_id)
         found = outbox.erase(self.world.engine, email.user)
-        assert found == (row is not None and row.recipient is not None)
+        assert found == (row is not None and row.recipient is not None and not row.erase_requested)
         if found:
             self.erased.add(row.message_id)
             self.saw(f"erased {row.status}")

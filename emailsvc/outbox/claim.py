@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import product
@@ -214,8 +214,13 @@ def withdraw_erased(connection: Connection, ids: Sequence[int]) -> None:
     scrub(connection, Email.id.in_(ids), recipient=True)
 
 
-def scrub(connection: Connection, condition: Any, *, recipient: bool = False) -> None:
-    """Forget content; the id, the fingerprint and the times stay. With ``recipient``, whatever names the person too."""
+def scrub(
+    connection: Connection, condition: Any, *, recipient: bool = False, also: Mapping[str, Any] | None = None
+) -> None:
+    """Forget content; the id, the fingerprint and the times stay. With ``recipient``, whatever names the person too.
+
+    ``also`` is written to the same rows by the same statement.
+    """
     values: dict[str, Any] = {"subject": None, "body": None, "html": None, "other": None, "scrubbed_at": db_now()}
     owners = select(Email.id).where(condition)
     if recipient:  # a server's words may quote the address
@@ -223,7 +228,7 @@ def scrub(connection: Connection, condition: Any, *, recipient: bool = False) ->
         connection.execute(update(Attempt).where(Attempt.email.in_(owners)).values(words="(erased)", domain=""))
         connection.execute(update(DeadLetter).where(DeadLetter.email.in_(owners)).values(error="(erased)"))
     connection.execute(delete(StoredAttachment).where(StoredAttachment.email.in_(owners)))
-    connection.execute(update(Email).where(condition).values(**values))
+    connection.execute(update(Email).where(condition).values(**values, **(also or {})))
 
 
 def renew(engine: Engine, token: str, row_id: int, seconds: float) -> bool:

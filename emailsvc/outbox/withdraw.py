@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
-from sqlalchemy import ColumnElement, Engine, func, select, update
+from sqlalchemy import Engine, Select, case, func, select, update
 from sqlalchemy.engine import Connection
 
 from emailsvc import addresses
@@ -13,6 +14,12 @@ from emailsvc.models import DeadLetter, Email, Status
 from emailsvc.outbox.claim import PENDING, SENDING, scrub
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.sqltime import db_now
+
+CHUNK = 500
+"""E-mails per transaction of an erasure."""
+
+PAGE = 20_000
+"""Ids read at a time: a statement may not take long, nor a busy mailbox be read anew for every chunk."""
 
 _WHY_NOT = {
     Status.SENT: ("already_sent", "The mail server took this e-mail already."),
@@ -44,51 +51,54 @@ def cancel(engine: Engine, email_id: str) -> None:
         raise Conflict(*_WHY_NOT[Status(found.status)])
 
 
-def erase(engine: Engine, address: str) -> int:
-    """Forget a person: cancel what waits, scrub what was sent, mark what is in hand; ids stay. Returns the rows found.
+def erase(engine: Engine, address: str, progress: Callable[[int], None] = lambda _total: None) -> int:
+    """Forget a person: cancel what waits, scrub what was sent, mark what is in hand; ids stay. Returns how many.
 
-    What is being sent cannot be called back: it is marked, and ends with its next outcome.
+    What is being sent cannot be called back: it is marked, and ends with its next outcome. What is accepted after the
+    call began stays. Each chunk is committed, so a call that was cut short is simply made again; ``progress`` is told
+    the total after each.
     """
-    spellings = [func.lower(one) for one in _spellings(engine, address)]
-    return in_transaction(engine, lambda connection: _erase(connection, func.lower(Email.recipient).in_(spellings)))
+    (newest,) = _read(engine, select(func.coalesce(func.max(Email.id), 0)))
+    theirs = func.lower(Email.recipient).in_([func.lower(one) for one in addresses.spellings(address)])
+    total = 0
+    # An erased row has no recipient and one in hand is marked, so that none is found again.
+    found = select(Email.id).where(theirs, ~Email.erase_requested, Email.id <= newest).limit(PAGE)
+    while ids := _read(engine, found):
+        for some in _chunks(ids):
+            total += in_transaction(engine, partial(_erase_some, some=some))
+            progress(total)
+    return total
 
 
-def _spellings(engine: Engine, address: str) -> list[str]:
-    """The address as given, and as it stands on rows where databases do not compare well: beyond ASCII, by domain."""
-    if address.isascii() and "xn--" not in address.lower():
-        return [address]
-    key = addresses.canonical(address)
+def _read(engine: Engine, statement: Select[int]) -> list[int]:
     with engine.connect().execution_options(read_only=True) as connection:
-        stored = connection.execute(select(Email.recipient).where(Email.recipient.is_not(None)).distinct()).scalars()
-        return [address, *(one for one in stored if one and addresses.canonical(one) == key)]
+        return sorted(connection.execute(statement).scalars())
 
 
-def _erase(connection: Connection, theirs: ColumnElement[bool]) -> int:
-    rows = connection.execute(
-        select(Email.id, Email.status).where(theirs).order_by(Email.id).with_for_update()
-    ).all()  # fmt: skip
+def _erase_some(connection: Connection, some: list[int]) -> int:
+    # By id alone: with the address beside it, PostgreSQL would look through the whole mailbox for each chunk.
+    left = (Email.id.in_(some), Email.recipient.is_not(None))
+    rows = connection.execute(select(Email.id, Email.status).where(*left).order_by(Email.id).with_for_update()).all()
     in_hand = [row.id for row in rows if row.status == Status.SENDING]
-    others = [row.id for row in rows if row.status != Status.SENDING]
-    for some in _chunks(in_hand):
-        connection.execute(update(Email).where(SENDING, Email.id.in_(some)).values(erase_requested=True))
-    for some in _chunks(others):
-        _erase_rows(connection, some)
+    if in_hand:
+        connection.execute(update(Email).where(SENDING, Email.id.in_(in_hand)).values(erase_requested=True))
+    _erase_rows(connection, [row.id for row in rows if row.status != Status.SENDING])
     return len(rows)
 
 
 def _erase_rows(connection: Connection, ids: list[int]) -> None:
-    these: Any = Email.id.in_(ids)
-    connection.execute(
-        update(Email).where(PENDING, these).values(status="cancelled", next_attempt_at=None, final_at=db_now())
-    )
     connection.execute(
         update(DeadLetter)
         .where(DeadLetter.email.in_(ids), DeadLetter.resolved_at.is_(None))
         .values(resolved_at=db_now(), resolution="discarded")
     )
-    connection.execute(update(Email).where(these, Email.final_at.is_(None)).values(final_at=db_now()))
-    scrub(connection, these, recipient=True)
+    ended = {
+        "status": case((PENDING, "cancelled"), else_=Email.status),
+        "next_attempt_at": None,
+        "final_at": func.coalesce(Email.final_at, db_now()),
+    }
+    scrub(connection, Email.id.in_(ids), recipient=True, also=ended)
 
 
-def _chunks(ids: list[int], size: int = 500) -> list[list[int]]:
-    return [ids[n : n + size] for n in range(0, len(ids), size)]
+def _chunks(ids: list[int]) -> list[list[int]]:
+    return [ids[n : n + CHUNK] for n in range(0, len(ids), CHUNK)]
