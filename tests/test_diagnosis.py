@@ -19,7 +19,7 @@ from emailsvc.diagnosis import REDIS_KEYS, Finding, diagnose
 from emailsvc.reports import MIN_FREE_BYTES
 from tests.servers import Redis, free_port, wait_for
 from tests.smtpd import Smtpd
-from tests.stack import SHORT, Stack, copies, email, smtp_url
+from tests.stack import Stack, copies, email, smtp_url
 
 sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 postgresql_only = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -163,7 +163,7 @@ def test_a_full_volume_is_named_and_work_goes_on_when_there_is_room_again(
     volume: Path, sink: Smtpd, make_stack: Callable[..., Stack]
 ) -> None:
     sink.behaviour.mail_delay = 0.1
-    stack = make_stack(DATABASE_URL=f"sqlite:///{volume}/emailsvc.db", SMTP_URL=smtp_url(sink), **SHORT)
+    stack = make_stack(DATABASE_URL=f"sqlite:///{volume}/emailsvc.db", SMTP_URL=smtp_url(sink))
     stack.start(workers=1)
     ids = [f"mail-{number}" for number in range(60)]
     for email_id in ids:
