@@ -20,10 +20,11 @@ _LOOK = select(Switch.paused_at, Switch.outage_since, Switch.next_probe_at, db_n
 def look(engine: Engine) -> float | None:
     """Seconds until a claim may find something, 0 or less for now; None while nothing waits, or during a pause.
 
-    One read-only statement, in a transaction of its own where that costs no round trip.
+    One read-only statement, without a transaction where it can do without.
     """
-    options = {"isolation_level": "AUTOCOMMIT"} if engine.dialect.name == "postgresql" else {"read_only": True}
-    with engine.connect().execution_options(**options) as connection:
+    with engine.connect().execution_options(read_only=True) as connection:
+        if connection.info.get("pooled") is False:  # PostgreSQL, and no pooler that sets UTC and limits by transaction
+            connection.execution_options(isolation_level="AUTOCOMMIT")
         paused_at, outage_since, next_probe_at, now, *first_due = connection.execute(_LOOK).one()
     due = min((moment for moment in first_due if moment is not None), default=None)
     if due is None or paused_at is not None:
