@@ -1,15 +1,19 @@
-"""Bodies as they come over a real connection to gunicorn: chunked, too large, broken off."""
+"""What comes over a real connection to gunicorn: bodies that are chunked, too large or broken off, and slow clients."""
 
 from __future__ import annotations
 
 import json
+import select
 import socket
+import time
 from collections.abc import Callable
 from http.client import HTTPResponse
 
 import pytest
 
-from tests.stack import TOKEN, Stack
+from tests.servers import wait_for
+from tests.slow import KINDS, SlowClients, good_client, percentile
+from tests.stack import TOKEN, Process, Stack
 from tests.webkit import payload
 
 LIMIT = 20_000
@@ -20,13 +24,26 @@ HEAD = (
 )
 
 
-@pytest.fixture
-def stack(make_stack: Callable[..., Stack]) -> Stack:
-    stack = make_stack(MAX_REQUEST_BYTES=str(LIMIT), WEB_CONCURRENCY="1")
+def serve(stack: Stack, *settings: str) -> Process:
+    """The web process, with the time limits of ``emailsvc.serving`` shortened by lines of Python."""
+    lines = ["from emailsvc.serving import *", "from emailsvc.serving import worker", *settings]
+    (stack.folder / "short.py").write_text("\n".join(lines))
     stack.release()
-    stack.spawn("web")
+    web = stack.spawn("web", "gunicorn wsgi:app --config short.py" if settings else None)
     stack.wait_ready(live_worker=False)
-    return stack
+    stack.hang_up()
+    return web
+
+
+@pytest.fixture
+def small(make_stack: Callable[..., Stack]) -> Stack:
+    return make_stack(MAX_REQUEST_BYTES=str(LIMIT), WEB_CONCURRENCY="1")
+
+
+@pytest.fixture
+def stack(small: Stack) -> Stack:
+    serve(small)
+    return small
 
 
 def chunked(*chunks: bytes) -> bytes:
@@ -81,3 +98,116 @@ def test_a_body_that_breaks_off_is_refused_though_it_would_parse(stack: Stack) -
     ):
         assert send(stack, request, hang_up=True) == (400, "incomplete_body"), request
     assert received(stack) == 0
+
+
+# Clients that are slow, on purpose or not
+
+
+def connect(stack: Stack, sent: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", stack.port), timeout=15)
+    connection.sendall(sent)
+    return connection
+
+
+def is_closed(connection: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def answers(connection: socket.socket, count: int) -> list[int]:
+    found = []
+    for _ in range(count):
+        response = HTTPResponse(connection)
+        response.begin()
+        response.read()
+        found.append(response.status)
+    return found
+
+
+HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def test_two_hundred_slow_clients_hold_nobody_up(make_stack: Callable[..., Stack]) -> None:
+    stack = make_stack(WEB_CONCURRENCY="1")
+    web = serve(stack)
+    with SlowClients(stack.port, 200):
+        time.sleep(1)  # until all have their connection
+        times = good_client(stack.port, seconds=5, timeout=15)
+    assert percentile(times, 0.99) < 1.0
+    assert "Traceback" not in web.output()
+
+
+def test_every_slow_client_has_a_total_time(make_stack: Callable[..., Stack]) -> None:
+    stack = make_stack(WEB_CONCURRENCY="1")
+    web = serve(stack, "worker.SLOW_SECONDS = 1.0", "worker.LINGER_SECONDS = 0.5")
+    slow_ones = tuple(kind for kind in KINDS if kind != "idle")
+    with SlowClients(stack.port, 4, slow_ones) as slow:
+        wait_for(lambda: set(slow.turned_out) == set(slow_ones), 30, lambda: f"all to go, not only {slow.turned_out}")
+    assert "Traceback" not in web.output()
+
+
+def test_an_idle_connection_gives_way_to_a_new_one(small: Stack) -> None:
+    serve(small, "worker_connections = 20")
+    idle = [connect(small, HEALTHZ) for _ in range(19)]
+    assert [answers(one, 1) for one in idle] == [[200]] * 19
+    for number in range(5):
+        with connect(small, HEALTHZ) as new:
+            assert answers(new, 1) == [200], number
+            assert is_closed(idle[0])
+    assert not is_closed(idle[-1])
+    idle[-1].sendall(HEALTHZ)
+    assert answers(idle[-1], 1) == [200]
+    for one in idle:
+        one.close()
+
+
+def test_unfinished_requests_get_only_so_much_memory(small: Stack) -> None:
+    serve(small, "worker.LEAST_HELD_BYTES = 0")  # so it is four times the largest request
+    half = HEAD + b"Content-Length: %d\r\n\r\n" % LIMIT + b" " * (LIMIT - 1000)
+    clients = [connect(small, half) for _ in range(8)]
+    wait_for(lambda: sum(map(is_closed, clients)) >= 4, 5, "those who came first to be turned out")
+    assert sum(map(is_closed, clients)) < 6
+    assert send(small, b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY)[0] == 202
+    for one in clients:
+        one.close()
+
+
+def test_requests_sent_at_once_are_answered_in_order(stack: Stack) -> None:
+    post = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+    post_in_chunks = HEAD + chunked(BODY[:7], BODY[7:], b"")
+    with connect(
+        stack, post + HEALTHZ + post_in_chunks + HEALTHZ.replace(b"/healthz", b"/nowhere") + post
+    ) as connection:
+        assert answers(connection, 5) == [202, 200, 200, 404, 200]
+
+
+def test_a_request_may_come_in_any_pieces(stack: Stack) -> None:
+    request = HEAD + chunked(BODY[:50], BODY[50:], b"")
+    with connect(stack) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(len(request)):
+            connection.sendall(request[at : at + 1])
+        assert answers(connection, 1) == [202]
+
+
+def test_a_client_that_asks_whether_to_send_its_body_is_told_once(stack: Stack) -> None:
+    asked = HEAD + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    with connect(stack, asked % len(BODY)) as connection:
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(BODY)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 202 ")
+    with connect(stack, asked % (LIMIT + 1)) as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
+def test_it_stops_in_time_beside_slow_clients_and_answers_what_comes_meanwhile(small: Stack) -> None:
+    web = serve(small)
+    with SlowClients(small.port, 20), connect(small, HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY)) as late:
+        time.sleep(1)  # until all have their connection
+        web.term(times=2)
+        time.sleep(1)
+        late.sendall(BODY)
+        assert answers(late, 1) == [202]
+        assert web.wait(25) == 0
+    assert "Traceback" not in web.output()

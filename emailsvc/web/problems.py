@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from contextlib import suppress
-from functools import partial
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 from flask import Flask, Response, request
@@ -15,15 +13,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
 from werkzeug.http import HTTP_STATUS_CODES
 
-from emailsvc.clock import monotonic
 from emailsvc.errors import ServiceError, brief
 
 log = logging.getLogger("emailsvc.web")
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 5
-READ_ON_SECONDS = 5.0
-PIECE_BYTES = 64 * 1024
 
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
 
@@ -69,23 +64,13 @@ def _http_exception(error: HTTPException) -> Response:
     if isinstance(error, ClientDisconnected):
         return problem(400, "incomplete_body", "The body ended before its announced length.")
     if isinstance(error, RequestEntityTooLarge):
-        answer = problem(413, "too_large", f"A request may have {request.max_content_length} bytes.")
-        answer.call_on_close(partial(_read_on, request.environ["wsgi.input"]))
-        return answer
+        return problem(413, "too_large", f"A request may have {request.max_content_length} bytes.")
     code = _CODES.get(status) or re.sub(r"\W+", "_", HTTP_STATUS_CODES[status].lower())
     answer = problem(status, code, error.description or HTTP_STATUS_CODES[status])
     allowed = error.get_response().headers.get("Allow")
     if allowed:
         answer.headers["Allow"] = allowed
     return answer
-
-
-def _read_on(stream: IO[bytes]) -> None:
-    """After the answer: a client that is still sending would see a reset instead of it, and would try for ever."""
-    until = monotonic() + READ_ON_SECONDS
-    with suppress(OSError):  # it went away, or silent: nobody is left to answer
-        while monotonic() < until and stream.read(PIECE_BYTES):
-            pass
 
 
 def _database_away(error: Exception) -> Response:
