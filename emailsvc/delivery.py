@@ -226,6 +226,8 @@ class _Batch:
             recipient=row.recipient,
             subject=content.subject,
             body=content.body,
+            # The same on every attempt: a provider may compare content under one idempotency key.
+            date=max(filter(None, (row.received_at, row.send_at, row.replayed_at))),
             html=content.html,
             reply_to=other.get("reply_to"),
             headers=other.get("headers") or {},

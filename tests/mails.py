@@ -7,6 +7,7 @@ import shutil
 import ssl
 import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def a_mail(**changes: Any) -> Mail:
         "recipient": "ada@example.com",
         "subject": "Your order",
         "body": "Thank you.\n",
+        "date": datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC),
     }
     return Mail(**(given | changes))
 

@@ -6,7 +6,9 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
+from email import message_from_bytes
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from emailsvc.mail.files import FileTransport
 from emailsvc.mail.memory import MemoryTransport
 from emailsvc.models import Attempt, Base, DeadLetter, Email, Switch
 from emailsvc.outcome import Outcome, Result
+from emailsvc.sqltime import db_in
 from emailsvc.tasks import Crew
 from tests.emails import (
     DEFERRED,
@@ -247,6 +250,55 @@ def _refuse_with_words_that_cannot_be_stored(bench: Bench, words: str) -> None:
     assert (letter.reason, letter.error) == ("rejected", "(the server's words could not be stored)")
     assert [(a.code, a.enhanced) for a in rows(bench.engine, Attempt)] == [(550, "5.7.1")]
     assert (row(bench.engine, "refused").status, row(bench.engine, "next").status) == ("failed", "sent")
+
+
+def _dates(bench: Bench) -> list[datetime]:
+    return [parsedate_to_datetime(message_from_bytes(raw)["Date"]) for raw in bench.transport.messages]
+
+
+def _second(moment: datetime) -> datetime:
+    return moment.replace(microsecond=0)
+
+
+def test_every_attempt_of_an_email_is_the_same_to_the_byte(bench: Bench) -> None:
+    """A provider that compares content under one idempotency key refuses a changed one."""
+    accept(
+        bench.engine, bench.config, on_uncertain="retry", html="<p>Hi</p>",
+        attachments=[{"filename": "x", "content_type": "text/csv", "content": "aGk="}],
+    )  # fmt: skip
+    move(bench.engine, 3600, "received_at")
+    bench.answer(UNCERTAIN).run()
+    make_due(bench.engine)
+    bench.run()
+    first, second = bench.transport.messages
+    assert first == second
+    assert _dates(bench)[0] == _second(row(bench.engine).received_at)
+
+
+def test_an_email_is_dated_by_its_send_at(bench: Bench) -> None:
+    accept(bench.engine, bench.config, send_at=(utcnow() + timedelta(hours=1)).isoformat())
+    move(bench.engine, 7200, "received_at", "send_at", "next_attempt_at")
+    bench.run()
+    assert _dates(bench) == [_second(row(bench.engine).send_at)]
+
+
+@pytest.mark.parametrize(("answer", "moves"), [(REJECTED, True), (UNCERTAIN, False)], ids=["refused", "uncertain"])
+def test_a_replay_dates_an_email_anew_only_if_nobody_can_have_it(bench: Bench, answer: Result, moves: bool) -> None:
+    """What an uncertain attempt may have delivered stays as it was, so that a provider knows it again."""
+    accept(bench.engine, bench.config)
+    move(bench.engine, 7200, "received_at")
+    bench.answer(answer, UNCERTAIN).run()
+    outbox.replay(bench.engine, rows(bench.engine, DeadLetter)[0].id)
+    with bench.engine.begin() as connection:
+        connection.execute(update(DeadLetter).values(resolved_at=db_in(-3600)))
+        connection.execute(update(Email).values(on_uncertain="retry"))
+    bench.run()
+    make_due(bench.engine)
+    bench.run()
+    expected = rows(bench.engine, DeadLetter)[0].resolved_at if moves else row(bench.engine).received_at
+    assert row(bench.engine).status == "sent"
+    assert len(_dates(bench)) == 2 + (not moves)
+    assert set(_dates(bench)) == {_second(expected)}
 
 
 def test_one_bad_mail_does_not_hold_up_the_next(bench: Bench) -> None:

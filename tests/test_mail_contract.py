@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from emailsvc.mail import Mail, Outcome, Result, Transport
+from emailsvc.mail import Mail, Outcome, Result, Transport, files
 from emailsvc.mail.files import FileTransport
 from emailsvc.mail.memory import MemoryTransport
 from emailsvc.mail.smtp import SmtpTransport
@@ -176,8 +176,11 @@ def test_a_full_disk_is_an_outage_and_leaves_no_part_of_a_file(tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_is_never_overwritten_even_within_the_same_microsecond(tmp_path: Path) -> None:
-    transport = FileTransport(tmp_path, clock=lambda: datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC))
+def test_a_file_is_never_overwritten_even_within_the_same_microsecond(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "utcnow", lambda: datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC))
+    transport = FileTransport(tmp_path)
     mail = a_mail()
     assert [send(transport, mail).outcome for _ in range(5)] == [Outcome.SENT] * 5
     assert len(list(tmp_path.iterdir())) == 5

@@ -22,11 +22,9 @@ from emailsvc.mail.smtp import SmtpTransport
 from tests.mails import a_mail, at, send
 from tests.smtpd import Smtpd
 
-NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
-
 
 def built(mail: Mail, header: str | None = "X-Id", smtputf8: bool = False) -> bytes:
-    return build(mail, date=NOW, idempotency_header=header, smtputf8=smtputf8)
+    return build(mail, idempotency_header=header, smtputf8=smtputf8)
 
 
 def parsed(raw: bytes) -> EmailMessage:
@@ -103,7 +101,7 @@ def _is_fit_for_the_wire(raw: bytes) -> None:
 def test_the_headers_of_a_plain_mail() -> None:
     mail = a_mail(reply_to="help@example.com", email_id="order-7")
     message = parsed(built(mail))
-    assert parsedate_to_datetime(message["date"]) == NOW
+    assert parsedate_to_datetime(message["date"]) == datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
     assert message.items()[1:] == [
         ("Message-ID", mail.message_id),
         ("From", "shop@example.com"),

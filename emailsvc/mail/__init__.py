@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol
 
 from emailsvc.outcome import Outcome, Result
@@ -26,6 +27,7 @@ class Mail:
     recipient: str
     subject: str
     body: str
+    date: datetime
     html: str | None = None
     reply_to: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -18,12 +18,9 @@ from emailsvc.mail.message import build, needs_smtputf8
 class FileTransport:
     """A file appears whole and on the disk, or not at all; the rename is the final dot."""
 
-    def __init__(
-        self, folder: Path, *, idempotency_header: str | None = None, clock: Callable[[], datetime] = utcnow
-    ) -> None:
+    def __init__(self, folder: Path, *, idempotency_header: str | None = None) -> None:
         self._folder = folder
         self._idempotency_header = idempotency_header
-        self._clock = clock
         self._stopped = False
 
     def send(
@@ -33,10 +30,9 @@ class FileTransport:
         if self._stopped:
             return Result(Outcome.CUT, "shutting down; nothing was written")
         try:
-            now = self._clock()
             header, international = self._idempotency_header, needs_smtputf8(mail)
-            data = build(mail, date=now, idempotency_header=header, smtputf8=international)
-            name = _file_name(mail, now)
+            data = build(mail, idempotency_header=header, smtputf8=international)
+            name = _file_name(mail, utcnow())
             return self._write(name, data, lambda: before_dot() and monotonic() < deadline and not self._stopped)
         except OSError as exc:  # disk full, no permission, no folder: nothing about this mail, and nothing was written
             return Result(Outcome.OUTAGE, f"cannot write to {self._folder}: {exc.strerror or type(exc).__name__}")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from datetime import datetime
 
-from emailsvc.clock import utcnow
 from emailsvc.mail import Mail, Outcome, Result
 from emailsvc.mail.message import build, needs_smtputf8
 
@@ -28,7 +26,6 @@ class MemoryTransport:
         always: Answer = Result(Outcome.SENT, "250 kept in memory", 250),  # noqa: B008 - frozen
         lose_uncertain: bool = False,
         idempotency_header: str | None = None,
-        clock: Callable[[], datetime] = utcnow,
     ) -> None:
         self.answers = deque(answers)
         self.always = always
@@ -37,7 +34,6 @@ class MemoryTransport:
         self.messages: list[bytes] = []
         self._lose_uncertain = lose_uncertain
         self._idempotency_header = idempotency_header
-        self._clock = clock
         self._lock = threading.Lock()
         self._stopped = False
 
@@ -50,7 +46,7 @@ class MemoryTransport:
             self.attempts.append(mail)
         try:
             header, international = self._idempotency_header, needs_smtputf8(mail)
-            data = build(mail, date=self._clock(), idempotency_header=header, smtputf8=international)
+            data = build(mail, idempotency_header=header, smtputf8=international)
             if not before_dot():
                 return Result(Outcome.DEFERRED, "the deadline passed at the message; nothing was handed over")
         except Exception as exc:  # noqa: BLE001 - as the SMTP transport does

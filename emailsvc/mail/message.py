@@ -2,7 +2,7 @@
 
 Assembled by hand: EmailMessage takes ten times as long, and both it and the older classes have let header texts through
 that a reader decodes to something else. Every line ends with CRLF; whatever could be misread on its way is encoded.
-The same mail and date give the same bytes: a provider that de-duplicates by a key may compare the content, too.
+The same mail gives the same bytes: a provider that de-duplicates by a key may compare the content, too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import binascii
 import hashlib
 import re
-from datetime import datetime
 from email.utils import format_datetime
 
 from emailsvc import addresses
@@ -32,14 +31,14 @@ _message_id = re.compile(r"<[!-;=?A-~]+@[!-;=?A-~]+>").fullmatch
 _ASCII = bytes(range(128))
 
 
-def build(mail: Mail, *, date: datetime, idempotency_header: str | None = None, smtputf8: bool = False) -> bytes:
+def build(mail: Mail, *, idempotency_header: str | None = None, smtputf8: bool = False) -> bytes:
     """The whole message. Raises Unbuildable for what cannot be sent exactly as it is.
 
     ``smtputf8`` allows raw UTF-8 in address fields; without it an international local part is Unbuildable.
     """
     if needs_smtputf8(mail) and not smtputf8:
         raise Unbuildable("an address has a non-ASCII local part, which needs a mail server with SMTPUTF8")
-    head = "\r\n".join(_head(mail, date, idempotency_header))
+    head = "\r\n".join(_head(mail, idempotency_header))
     message = f"{head}\r\n".encode() + _content(mail)
     rest = message.replace(b"\r\n", b"")
     if b"\r" in rest or b"\n" in rest:  # must not happen; would be SMTP smuggling (CVE-2023-51764) if it did
@@ -51,11 +50,11 @@ def needs_smtputf8(mail: Mail) -> bool:
     return any(is_international(address) for address in (mail.sender, mail.recipient, mail.reply_to or ""))
 
 
-def _head(mail: Mail, date: datetime, idempotency_header: str | None) -> list[str]:
+def _head(mail: Mail, idempotency_header: str | None) -> list[str]:
     if not _message_id(mail.message_id) or len(mail.message_id) > LONGEST_WORD:
         raise Unbuildable("the Message-ID is not of the form <left@right>")
     lines = [
-        raw_field("Date", format_datetime(date)),
+        raw_field("Date", format_datetime(mail.date)),
         raw_field("Message-ID", mail.message_id),
         raw_field("From", envelope_address(mail.sender)),
         raw_field("To", envelope_address(mail.recipient)),

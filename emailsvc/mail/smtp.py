@@ -11,10 +11,9 @@ import re
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING
 
-from emailsvc.clock import monotonic, utcnow
+from emailsvc.clock import monotonic
 from emailsvc.mail import Mail, Outcome, Result
 from emailsvc.mail.connection import Connection, Reply
 from emailsvc.mail.header import Unbuildable, envelope_address
@@ -54,12 +53,10 @@ class SmtpTransport:
         server: SmtpServer,
         *,
         idempotency_header: str | None = None,
-        clock: Callable[[], datetime] = utcnow,
         context: ssl.SSLContext | None = None,
     ) -> None:
         self._server = server
         self._idempotency_header = idempotency_header
-        self._clock = clock
         self._context = context
         self._line = Line()
         self._connection: Connection | None = None
@@ -102,7 +99,7 @@ class SmtpTransport:
 
     def _letter(self, mail: Mail, reply_timeout: float, before_dot: Callable[[], bool]) -> _Letter:
         international = needs_smtputf8(mail)
-        data = build(mail, date=self._clock(), idempotency_header=self._idempotency_header, smtputf8=international)
+        data = build(mail, idempotency_header=self._idempotency_header, smtputf8=international)
         sender, recipient = envelope_address(mail.sender), envelope_address(mail.recipient)
         return _Letter(sender, recipient, _leading_dot.sub(b"..", data), international, reply_timeout, before_dot)
 

@@ -48,9 +48,21 @@ Claimed = Any
 
 _CONTENT = (Email.subject, Email.body, Email.html, Email.other)
 _IS_CARRIED = Email.size <= literal_column(str(CARRIED_BYTES))
+_REPLAYED_AT = case(
+    (
+        Email.last_error.is_not(None),  # or it was never given up, and nobody need look for letters
+        select(sql.max(DeadLetter.resolved_at))
+        .where(DeadLetter.email == Email.id, DeadLetter.resolution == "replayed", DeadLetter.reason != "uncertain")
+        .correlate(Email)
+        .scalar_subquery(),
+    )
+)
+"""The last replay of what nobody can have got: once an attempt was uncertain, every dead letter is ``uncertain``."""
+
 _COLUMNS = (
     Email.id, Email.email_id, Email.recipient, Email.size, Email.attachment_count, Email.message_id,
     Email.on_uncertain, Email.attempts, Email.next_attempt_at, Email.expires_at, Email.priority,
+    Email.received_at, Email.send_at, _REPLAYED_AT.label("replayed_at"),
     *(case((_IS_CARRIED, column)).label(column.key) for column in _CONTENT),
 )  # fmt: skip
 
