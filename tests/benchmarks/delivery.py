@@ -4,6 +4,7 @@
     python -m tests.benchmarks.delivery priority     20,000 low in the queue, then 100 high: how long do those wait?
     python -m tests.benchmarks.delivery rate         RATE_LIMIT_PER_SECOND=50 over two workers of four threads
     python -m tests.benchmarks.delivery outage       the mail server away for three minutes at 20 mails a second
+    python -m tests.benchmarks.delivery replay       300 letters of full mailboxes replayed among 50 fresh mails/s
     python -m tests.benchmarks.delivery note         what one more commit before each dot would cost
 
 Everything is on loopback and ends by itself, within seven minutes at most.
@@ -197,6 +198,66 @@ def _closing_listener(port: int, seen: list[float]) -> Iterator[None]:
             thread.join()
 
 
+def replay(letters: int = 300, seconds: float = 60, a_second: int = 50) -> Table:
+    """The same load twice on one stack: first alone, then with the replay."""
+
+    def refuse(recipient: str) -> str | None:
+        return "552 5.2.2 mailbox full" if recipient.startswith("full-") else None
+
+    with Smtpd(keep_commands=False, refuse=refuse) as server, _stack(smtp_url(server)) as stack:
+        full = [email(f"full-{n}", user=f"full-{n}@domain{n % 3}.example") for n in range(letters)]
+        assert stack.post({"emails": full}, "/webhook/email/batch").status == 200
+        wait_for(lambda: stack.stats()["dead_letters"] == letters, 120, "the first refusals")
+        alone = _waits(stack, server, "alone", seconds, a_second)
+        states: set[str] = set()
+        answers: list[int] = []
+
+        def replay_in_between() -> None:
+            time.sleep(seconds / 6)
+            answers.append(stack.post({"reason": "rejected"}, "/stats/dead-letters/replay").json["replayed"])
+            until = time.monotonic() + seconds / 2
+            while time.monotonic() < until:
+                states.add(stack.stats()["delivery"]["state"])
+                time.sleep(0.1)
+            stack.hang_up()
+
+        operator = threading.Thread(target=replay_in_between)
+        operator.start()
+        beside = _waits(stack, server, "beside", seconds, a_second)
+        operator.join()
+        after = stack.wait_settled(60)
+        logged = "".join(process.output() for process in stack.processes)
+    return {
+        "replayed": answers[0],
+        "refused again, and dead letters": (after["failed_attempts"] - letters, after["dead_letters"]),
+        "states of delivery seen in the meantime": sorted(states),
+        "outages in the log": logged.count("outage_began"),
+        "fresh mails sent of posted": (after["sent"], 2 * round(seconds * a_second)),
+        "without the replay, fresh wait ms: median, 99th percentile, most": _spread(alone),
+        "with it": _spread(beside),
+    }
+
+
+def _waits(stack: Stack, server: Smtpd, prefix: str, seconds: float, a_second: int) -> list[float]:
+    """How long each of so many mails a second took from its webhook to the mail server, sorted."""
+    posted: dict[str, float] = {}
+    began = time.monotonic()
+
+    def post(number: int) -> None:
+        time.sleep(max(0.0, began + number / a_second - time.monotonic()))
+        posted[f"{prefix}-{number}"] = time.time()
+        assert stack.post(email(f"{prefix}-{number}")).status == 202
+
+    stack.together(4, range(round(seconds * a_second)), post)
+    stack.wait_settled(600)
+    arrived = {a.recipients[0].partition("@")[0]: a.at for a in server.accepted}
+    return sorted(arrived[name] - moment for name, moment in posted.items())
+
+
+def _spread(waits: list[float]) -> list[float]:
+    return [round(waits[int(len(waits) * share) - 1] * 1000, 1) for share in (0.5, 0.99, 1)]
+
+
 def note() -> Table:
     """A note before the dot would tell most false alarms apart. It is not written; the lease is updated here."""
     table: Table = {}
@@ -233,6 +294,7 @@ SCENARIOS: dict[str, Callable[[], Table]] = {
     "priority": priority,
     "rate": rate,
     "outage": outage,
+    "replay": replay,
     "note": note,
 }
 
