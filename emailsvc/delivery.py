@@ -8,12 +8,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from emailsvc import outbox
@@ -22,7 +22,8 @@ from emailsvc.config import Config
 from emailsvc.errors import brief
 from emailsvc.log import mask, without_addresses
 from emailsvc.mail import Attachment, Mail, Transport
-from emailsvc.outbox import Claim, Claimed, Idle, Recorded
+from emailsvc.notes import Note, Unnoted
+from emailsvc.outbox import Claim, Claimed, Idle, InDoubt, Recorded
 from emailsvc.outcome import Outcome, Result
 
 log = logging.getLogger("emailsvc.delivery")
@@ -58,6 +59,8 @@ class Drain:
     transport: Transport
     stopping: threading.Event
     wake: Callable[[], None]
+    note: Note = field(default_factory=Unnoted)
+    in_doubt: InDoubt = field(default_factory=InDoubt)
     _batch: _Batch | None = None
 
     def run(self) -> None:
@@ -87,12 +90,13 @@ class Drain:
             outbox.release(self.engine, self._batch.claim.token, [row.id for row in rows])
 
     def _claim(self, *, low_first: bool) -> Claim | Idle:
+        self.in_doubt.settle(self.engine)
         token = secrets.token_hex(16)
+        self.note.claims(token)
         try:
             return outbox.claim(self.engine, token, self.config, low_first=low_first)
-        except SQLAlchemyError:
-            # The reply may be lost and the claim made: rows that nobody works on would become false alarms.
-            self.persist(lambda: outbox.release(self.engine, token), "release")
+        except Exception:
+            self.in_doubt.add(token, self.config.lease_seconds)
             raise
 
     def persist(self, write: Callable[[], T], what: str, errors: Errors = DATABASE_AWAY) -> T:
@@ -198,12 +202,20 @@ class _Batch:
         dot_until = monotonic() + timeout
         if dot_until + self.config.smtp_reply_timeout_seconds > self.lease_until or self._has_expired(row):
             return Result(Outcome.CUT, "the database was waited for too long; no conversation was begun")
+
+        def before_dot() -> bool:
+            if monotonic() >= dot_until:
+                return False
+            self.drain.note.passes_dot()
+            return True
+
+        self.drain.note.begins(row.id)
         try:
             return self.drain.transport.send(
                 mail,
                 timeout=timeout,
                 reply_timeout=self.config.smtp_reply_timeout_seconds,
-                before_dot=lambda: monotonic() < dot_until,
+                before_dot=before_dot,
             )
         except Exception as exc:
             log.exception("transport_raised", extra={"fields": {"email_id": row.email_id}})

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from huey.exceptions import CancelExecution
@@ -24,7 +25,8 @@ from emailsvc.extensions import Service
 from emailsvc.locks import Locks
 from emailsvc.lookout import Lookout, WrittenTo
 from emailsvc.mail import Transport
-from emailsvc.outbox import Swept
+from emailsvc.notes import Note, Notebook, Unnoted, forget, left_behind
+from emailsvc.outbox import InDoubt, Swept
 from emailsvc.queue import Queue
 
 log = logging.getLogger("emailsvc.tasks")
@@ -47,6 +49,7 @@ def register(queue: Queue, config: Config, engine: Engine, locks: Locks, transpo
 
     @queue.periodic_task(lambda _moment: True, name="sweep")  # type: ignore[untyped-decorator]
     def sweep() -> None:
+        crew.recover()
         run_sweep(config, engine, locks, queue.wake, crew.stopping)
 
     queue.drain = drain
@@ -67,13 +70,16 @@ class Crew:
     wake: Callable[[], None]
     name: str = field(default_factory=lambda: f"{socket.gethostname()[-56:]}:{os.getpid()}")
     stopping: threading.Event = field(default_factory=threading.Event)
+    in_doubt: InDoubt = field(default_factory=InDoubt)
+    _notebook: Notebook | None = None
     _own: threading.local = field(default_factory=threading.local)
     _all: list[Transport] = field(default_factory=list)
     _drains: list[Drain] = field(default_factory=list)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def drain(self) -> None:
-        drain = Drain(self.engine, self.config, self._transport(), self.stopping, self.wake)
+        transport, note = self._of_this_thread()
+        drain = Drain(self.engine, self.config, transport, self.stopping, self.wake, note, self.in_doubt)
         with self._guard:
             self._drains.append(drain)
         try:
@@ -85,16 +91,48 @@ class Crew:
             with self._guard:
                 self._drains.remove(drain)
 
-    def _transport(self) -> Transport:
+    def look(self) -> float | None:
+        self.in_doubt.settle(self.engine)
+        return outbox.look(self.engine)
+
+    def recover(self) -> None:
+        """Give back what workers that were killed on this machine provably never handed over, without a lease's wait.
+
+        Their claims may still be on their way, so they are looked for until no lease of theirs can be running.
+        """
+        try:
+            for path, found in left_behind(self._notes):
+                released = sum(
+                    outbox.recover(self.engine, one.token, one.row_id, dot_may_be_sent=one.dot_may_be_sent)
+                    for one in found
+                )
+                if released:
+                    log.warning("recovered", extra={"fields": {"worker": path.name, "released": released}})
+                forget(path, self.config.lease_seconds + 2 * self.config.sweep_seconds)
+        except (OSError, SQLAlchemyError) as exc:
+            log.warning("not_recovered", extra={"fields": {"error": brief(exc)}})
+
+    @property
+    def _notes(self) -> Path:
+        return self.config.instance / "notes"
+
+    def _of_this_thread(self) -> tuple[Transport, Note]:
         if not hasattr(self._own, "transport"):
             made = self.make_transport()
             with self._guard:
-                self._own.transport = made
+                self._own.transport, self._own.note = made, self._new_note()
                 self._all.append(made)
                 if self.stopping.is_set():
                     made.stop(0)
-        transport: Transport = self._own.transport
-        return transport
+        return self._own.transport, self._own.note
+
+    def _new_note(self) -> Note:
+        try:
+            self._notebook = self._notebook or Notebook(self._notes)
+            return self._notebook.note()
+        except OSError as exc:
+            log.warning("no_notes", extra={"fields": {"folder": str(self._notes), "error": brief(exc)}})
+            return Unnoted()
 
     def start(self) -> None:
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()

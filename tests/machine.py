@@ -30,6 +30,8 @@ from emailsvc.delivery import Drain
 from emailsvc.extensions import Base, engine_options
 from emailsvc.mail import Mail, Outcome, Result
 from emailsvc.models import Attempt, Email, Switch
+from emailsvc.notes import Note, Noted
+from emailsvc.outbox import InDoubt
 from emailsvc.sqltime import UtcDateTime, db_now
 
 DATABASE, BEFORE_DOT, AFTER_DOT = "before a transaction", "before the dot", "after the dot"
@@ -105,6 +107,17 @@ class Server:
         self.taken[dot.message_id] += 1
 
 
+class Memo(Note):
+    """A worker's note, which the machine may find after its death."""
+
+    def __init__(self) -> None:
+        super().__init__(-1, 0, "")
+        self.last: Noted | None = None
+
+    def _write(self, side: int) -> None:
+        self.last = Noted(self._token, self._row_id, side == 1)
+
+
 class Ear:
     """Counts what the delivery logs, in the place of its logger."""
 
@@ -128,6 +141,7 @@ class Actor:
         self.at: str | None = None
         self.clock = 0.0
         self.stopping = threading.Event()
+        self.memo, self.in_doubt = Memo(), InDoubt()
         self.tokens: set[str] = set()
         self.mail: Mail | None = None
         self.dot: Dot | None = None
@@ -165,6 +179,9 @@ class Actor:
     def crash(self) -> None:
         if self.at is not None:
             self.resume(Killed())
+        if self.memo.last is not None:
+            self.world.left_behind.append(self.memo.last)
+        self.memo, self.in_doubt = Memo(), InDoubt()
         self.tokens.clear()
 
     def end(self) -> None:
@@ -216,7 +233,7 @@ class Actor:
         self.stopping = threading.Event()
         self.tokens.clear()
         nobody = lambda *_: None  # noqa: E731 - who is woken is the machine's to decide
-        self._drain = Drain(self.line(), self.world.config, self, self.stopping, nobody)
+        self._drain = Drain(self.line(), self.world.config, self, self.stopping, nobody, self.memo, self.in_doubt)
         self.start(self._drain.run)
 
     def shut_down(self) -> None:
@@ -263,6 +280,7 @@ class World:
         self.engine = _engine(config)
         event.listen(self.engine, "commit", self._count_commit)
         self.server = Server()
+        self.left_behind: list[Noted] = []
         self.awake: Actor | None = None
         self.begins: Callable[[Mail], None] = lambda mail: None
         self.low_first = False
@@ -321,6 +339,7 @@ class World:
             actor.crash()
             actor.clock = 0.0
         self.server = Server()
+        self.left_behind = []
         self._tokens = 0
         with self.engine.begin() as connection:
             for statement in self._emptying():

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import Engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Engine, update
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from emailsvc import config as configuration
 from emailsvc import connections, outbox, reports
@@ -19,7 +19,10 @@ from emailsvc.config import Config
 from emailsvc.delivery import Drain
 from emailsvc.mail import Mail
 from emailsvc.mail.memory import MemoryTransport
+from emailsvc.models import Email
+from emailsvc.outbox import InDoubt
 from emailsvc.outcome import Result
+from emailsvc.sqltime import db_in
 from tests.conftest import migrate
 from tests.emails import SENT, accept, row
 from tests.servers import PostgreSQL, wait_for
@@ -144,11 +147,48 @@ def test_a_claim_lost_with_its_connection_is_given_back_when_the_database_is(
         monkeypatch.setattr(outbox, "claim", claim)
         claim(*args, **kwargs)
         own_postgresql.kill9()
-        threading.Timer(1.0, own_postgresql.start).start()
         raise OperationalError("COMMIT", {}, Exception("server closed the connection unexpectedly"))
 
     monkeypatch.setattr(outbox, "claim", claim_and_die)
-    transport = MemoryTransport()
+    transport, in_doubt = MemoryTransport(), InDoubt()
     with pytest.raises(OperationalError):
-        Drain(engine, config, transport, threading.Event(), lambda: None).run()
+        Drain(engine, config, transport, threading.Event(), lambda: None, in_doubt=in_doubt).run()
+    own_postgresql.start()
+    wait_for(lambda: _settled(in_doubt, engine), 20, "the database to take the release")
     assert (row(engine).status, row(engine).attempts, transport.attempts) == ("pending", 0, [])
+
+
+def _settled(in_doubt: InDoubt, engine: Engine) -> bool:
+    try:
+        in_doubt.settle(engine)
+    except SQLAlchemyError:
+        return False
+    return True
+
+
+def test_a_claim_whose_commit_appears_later_is_given_back_when_it_does(
+    engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A synchronous standby is away: the commit waits, its rows look as before, and the release finds nothing."""
+    accept(engine, config)
+    claim, waiting = outbox.claim, engine.connect()
+
+    def claim_and_wait(_engine: Any, token: str, config: Config, **_: Any) -> Any:
+        monkeypatch.setattr(outbox, "claim", claim)
+        waiting.execute(
+            update(Email).values(status="sending", claim=token, lease_expires_at=db_in(config.lease_seconds))
+        )
+        raise OperationalError("COMMIT", {}, Exception("server closed the connection unexpectedly"))
+
+    monkeypatch.setattr(outbox, "claim", claim_and_wait)
+    transport, in_doubt = MemoryTransport(), InDoubt()
+    drain = Drain(engine, config, transport, threading.Event(), lambda: None, in_doubt=in_doubt)
+    with pytest.raises(OperationalError):
+        drain.run()
+    drain.run()
+    assert (row(engine).status, transport.attempts) == ("pending", []), "another's lock, for now"
+    waiting.commit()
+    waiting.close()
+    assert row(engine).status == "sending"
+    drain.run()
+    assert row(engine).status == "sent"

@@ -6,8 +6,20 @@ nothing is sent while one is open.
 """
 
 from emailsvc.outbox.accept import Accepted, accept, accept_many
-from emailsvc.outbox.claim import CARRIED_BYTES, Claim, Claimed, Idle, attachments, claim, content, release, renew
+from emailsvc.outbox.claim import (
+    CARRIED_BYTES,
+    Claim,
+    Claimed,
+    Idle,
+    attachments,
+    claim,
+    content,
+    recover,
+    release,
+    renew,
+)
 from emailsvc.outbox.deadletters import Resolved, delivered, discard, replay, replay_many
+from emailsvc.outbox.doubt import InDoubt
 from emailsvc.outbox.look import look
 from emailsvc.outbox.record import Recorded, expire, record
 from emailsvc.outbox.sweep import Swept, retain, sweep
@@ -22,6 +34,7 @@ __all__ = [
     "Claim",
     "Claimed",
     "Idle",
+    "InDoubt",
     "Recorded",
     "Resolved",
     "Swept",
@@ -42,6 +55,7 @@ __all__ = [
     "may_start",
     "pause",
     "record",
+    "recover",
     "release",
     "renew",
     "replay",

@@ -214,6 +214,23 @@ def release_rows(connection: Connection, token: str, ids: Sequence[int] | None =
     return len(rows)
 
 
+def recover(engine: Engine, token: str, row_id: int, *, dot_may_be_sent: bool) -> int:
+    """Give back what a dead worker provably never handed over; ``row_id`` is the last that it began (0 for none).
+
+    It worked in id order, so all above are untouched, and this one is too before its dot. One below would contradict
+    the note, which is then not believed. What is left, the sweep decides when the lease is over.
+    """
+
+    def work(connection: Connection) -> int:
+        mine = select(Email.id).where(SENDING, Email.claim == token).order_by(Email.id).with_for_update()
+        ids = list(connection.execute(mine).scalars())
+        if not ids or ids[0] < row_id:
+            return 0
+        return release_rows(connection, token, [one for one in ids if one > row_id or not dot_may_be_sent])
+
+    return in_transaction(engine, work)
+
+
 def withdraw_erased(connection: Connection, ids: Sequence[int]) -> None:
     """Rows whose erasure was asked for while they were in hand end here instead of waiting again."""
     if not ids:
