@@ -21,6 +21,7 @@ MOST_ATTACHMENTS = 50
 FIRST_MOMENT, LAST_MOMENT = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 BASE64 = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 ENVELOPE_BYTES = 1024  # headers of our own, counted into the size of every e-mail
+PART_BYTES = 512  # those of an attachment
 
 
 def _text(most: int, pattern: str, description: str = "", least: int = 0) -> Meta:
@@ -92,7 +93,7 @@ class BatchPayload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NewEmail(msgspec.Struct, frozen=True):
-    """A payload that passed every rule. Times are aware and in UTC; ``size`` is bytes of content, for the deadline."""
+    """A payload that passed every rule. Times are aware and in UTC; ``size`` is bytes on the wire, for the deadline."""
 
     email_id: str
     user: str
@@ -118,6 +119,8 @@ class Rules:
     from_domains: frozenset[str]
     idempotency_header: str | None = None
 
+
+_UNQUOTED = bytes({*range(32, 127), *b"\t\r\n"} - {*b"="})  # what quoted-printable leaves as it is
 
 _emails = msgspec.json.Decoder(EmailPayload)
 _envelopes = msgspec.json.Decoder(_Envelope)
@@ -263,5 +266,20 @@ def _attachment_print(attachment: Attachment) -> dict[str, str]:
 
 
 def _size(payload: EmailPayload) -> int:
-    texts = len(payload.body.encode()) + len(payload.html.encode() if payload.html else b"")
-    return ENVELOPE_BYTES + texts + sum(len(attachment.content) for attachment in payload.attachments or ())
+    """What goes over the wire, or a little more: building the message to know it would cost too much here."""
+    texts = sum(_encoded(text.encode()) for text in (payload.body, payload.html or ""))
+    headers = sum(_encoded(text.encode()) for text in (payload.subject, *(payload.headers or {}).values()))
+    attachments = sum(PART_BYTES + _in_base64(len(each.content)) for each in payload.attachments or ())
+    return ENVELOPE_BYTES + texts + headers * 5 // 4 + attachments  # a header is cut into words of 75 bytes
+
+
+def _encoded(octets: bytes) -> int:
+    """As quoted-printable or in base64, whichever is shorter; as it is, it is shorter still."""
+    line_ends = octets.count(b"\n")
+    quoted = len(octets) + 2 * len(octets.translate(None, _UNQUOTED))
+    return line_ends + min(quoted + quoted // 24, _in_base64(len(octets) + line_ends))
+
+
+def _in_base64(count: int) -> int:
+    lines = count // 57 + 1
+    return (count + 2) // 3 * 4 + 2 * lines

@@ -12,7 +12,10 @@ import pytest
 
 from emailsvc.decoding import MOST_LENIENT_BYTES
 from emailsvc.errors import InvalidPayload
+from emailsvc.mail import Attachment
+from emailsvc.mail.message import build
 from emailsvc.payload import EmailPayload, NewEmail, Rules, parse_batch, parse_email
+from tests.mails import a_mail
 
 RULES = Rules(frozenset({"example.com", "münchen.example"}), "X-Idempotency-Key")
 MINIMAL = {"email_id": "order-1", "user": "ada@example.com", "subject": "Hello", "body": "Hello, Ada."}
@@ -68,11 +71,26 @@ def test_null_for_an_optional_field_is_as_if_it_were_absent() -> None:
     assert parse(**{name.encode_name: None for name in optional}) == parse()
 
 
-def test_size_counts_bytes_of_all_content() -> None:
-    plain = parse(body="")
-    assert parse(body="ä" * 10).size - plain.size == 20
-    assert parse(body="", html="x" * 10).size - plain.size == 10
-    assert parse(body="", attachments=[PDF, PDF]).size - plain.size == 8
+ON_THE_WIRE: dict[str, dict[str, Any]] = {
+    "plain": {"body": "Hello, Ada.\n" * 5000},
+    "short lines": {"body": "\n" * 50_000},
+    "one long line": {"html": "<p class='a'>Hello</p>" * 5000},
+    "some umlauts": {"body": "Grüße aus München, wie versprochen.\n" * 2000},
+    "all umlauts": {"body": "Привет, Ада\n" * 5000},
+    "headers": {"headers": {f"X-{n}": "Привет" * 150 for n in range(50)}},
+    "attachments": {"attachments": [PDF | {"content": base64.b64encode(bytes(20_000)).decode()}] * 20},
+    "seven megabytes": {"attachments": [PDF | {"content": base64.b64encode(bytes(7_000_000)).decode()}]},
+}
+
+
+@pytest.mark.parametrize("name", ON_THE_WIRE)
+def test_size_is_what_goes_over_the_wire_or_a_little_more(name: str) -> None:
+    """7 MB attached are 9.6 MB there, and need the time of these."""
+    email = parse(**ON_THE_WIRE[name])
+    attachments = [Attachment(a.filename, a.content_type, a.content) for a in email.attachments]
+    content = {"subject": email.subject, "body": email.body, "html": email.html, "headers": email.headers}
+    sent = len(build(a_mail(**content, attachments=attachments)))
+    assert sent <= email.size <= sent * 1.1 + 2048 + 1024 * len(attachments)
 
 
 ADDRESSES = [
