@@ -6,6 +6,7 @@ import email
 import email.header
 import email.policy
 import re
+import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.message import EmailMessage
@@ -363,3 +364,21 @@ def test_nothing_is_smuggled(lenient: tuple[Smtpd, SmtpTransport], where: str, t
     assert mail.html is None or lines(text_of(accepted.data, "html")) == lines(mail.html)
     for sent, got in zip(mail.attachments, message.iter_attachments() if mail.attachments else (), strict=True):
         assert (got.get_filename(), got.get_payload(decode=True)) == (sent.filename, sent.content)
+
+
+@pytest.mark.parametrize(
+    ("line", "times"), [("<p>Hi there</p>\n", 2.6), ("<p>Доброе утро</p>\n", 6.0)], ids=["ascii", "other"]
+)
+def test_building_a_large_mail_takes_few_copies_of_it(line: str, times: float) -> None:
+    mail = a_mail(html=line * 100_000)
+    size = len((mail.html or "").encode())
+    tracemalloc.start()
+    try:
+        data = built(mail)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < times * size, f"{peak / size:.1f} times its size"
+    html = parsed(data).get_body(("html",))
+    assert html is not None
+    assert html.get_content().replace("\r\n", "\n") == mail.html

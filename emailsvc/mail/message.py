@@ -29,6 +29,7 @@ from emailsvc.mail.header import (
 _seven_bit = re.compile(rf"(?:[\t -~]{{0,{LONGEST_WORD}}}+\n)*+[\t -~]{{0,{LONGEST_WORD}}}+").fullmatch
 _message_id = re.compile(r"<[!-;=?A-~]+@[!-;=?A-~]+>").fullmatch
 _ASCII = bytes(range(128))
+BASE64_BLOCK = 57 * 1024  # whole lines of 76 characters
 
 
 def build(mail: Mail, *, idempotency_header: str | None = None, smtputf8: bool = False) -> bytes:
@@ -117,6 +118,12 @@ def _encoded(text: str) -> tuple[str, bytes]:
 
 
 def _base64(octets: bytes) -> bytes:
+    # In blocks: a Python object for every line of a large content would take twice its size.
+    blocks = [_base64_lines(octets[start : start + BASE64_BLOCK]) for start in range(0, len(octets), BASE64_BLOCK)]
+    return b"\r\n".join(blocks)
+
+
+def _base64_lines(octets: bytes) -> bytes:
     encoded = binascii.b2a_base64(octets, newline=False)
     return b"\r\n".join([encoded[start : start + 76] for start in range(0, len(encoded), 76)])
 
@@ -142,7 +149,10 @@ def _attachment(attachment: Attachment) -> bytes:
 
 def _multipart(subtype: str, parts: list[bytes]) -> bytes:
     # A text cannot contain its own digest, so no part can contain the boundary.
-    boundary = b"=_" + hashlib.sha256(b"".join(parts)).hexdigest()[:40].encode()
-    opening = b"--" + boundary + b"\r\n"
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    boundary = b"=_" + digest.hexdigest()[:40].encode()
     head = b"Content-Type: multipart/" + subtype.encode() + b';\r\n boundary="' + boundary + b'"\r\n\r\n'
-    return head + b"".join(opening + part + b"\r\n" for part in parts) + b"--" + boundary + b"--\r\n"
+    pieces = [piece for part in parts for piece in (b"--", boundary, b"\r\n", part, b"\r\n")]
+    return b"".join([head, *pieces, b"--", boundary, b"--\r\n"])  # one copy: a part may be most of the memory there is
