@@ -19,6 +19,7 @@ from emailsvc import cli, log, outbox, queue, schema, tasks, web
 from emailsvc.config import Config, from_environment
 from emailsvc.connections import (
     HeldConnections,
+    connect_promptly,
     limit_postgresql,
     ping_what_rested,
     prepare_sqlite,
@@ -57,6 +58,7 @@ def create_app(config: Config | None = None) -> Flask:
         prepare_sqlite(engine)
     else:
         limit_postgresql(engine)
+        connect_promptly(engine)
         ping_what_rested(engine)
         app.extensions["held_connections"] = HeldConnections(engine)
     _dispose_after_fork(engine)

@@ -13,8 +13,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from emailsvc.clock import monotonic
+from emailsvc.promptness import seconds_left
 from emailsvc.watchdog import WATCHDOG
 
 log = logging.getLogger("emailsvc.database")
@@ -22,6 +25,9 @@ log = logging.getLogger("emailsvc.database")
 FRESH_SECONDS = 1.0
 HELD_SECONDS = 12.0
 """No transaction of ours lives that long (the server itself ends a statement after 10 s): its server hangs."""
+
+SHORTEST_CONNECT_SECONDS = 2
+"""psycopg takes less for as much."""
 
 SQLITE_BUSY_SECONDS = 10.0
 
@@ -69,6 +75,35 @@ def limit_postgresql(engine: Engine) -> None:
         connection.exec_driver_sql(f"BEGIN ISOLATION LEVEL {level}{limits}")
 
 
+class PromptPool(QueuePool):
+    """A request waits for a connection as long as for the database altogether; others ``pool_timeout``."""
+
+    @property
+    def _timeout(self) -> float:
+        return max(0.0, min(self._patience, seconds_left()))
+
+    @_timeout.setter
+    def _timeout(self, seconds: float) -> None:
+        self._patience = seconds
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        if seconds_left() <= 0:
+            raise PoolTimeout("no time is left for the database")
+        return super()._do_get()
+
+
+def connect_promptly(engine: Engine) -> None:
+    """Within half of what a request has left, as a name may stand for two addresses; not when that is too short."""
+
+    @event.listens_for(engine, "do_connect")
+    def _do_connect(_dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
+        left = seconds_left()
+        if left < SHORTEST_CONNECT_SECONDS:
+            raise engine.dialect.dbapi.OperationalError("no time is left to connect")  # type: ignore[union-attr]
+        seconds = min(float(parameters["connect_timeout"]), left / 2)
+        parameters["connect_timeout"] = max(SHORTEST_CONNECT_SECONDS, int(seconds))
+
+
 def ping_what_rested(engine: Engine) -> None:
     """Replace a connection that broke while it was idle. SQLAlchemy's own pre-ping asks at every checkout, which is
     a round trip for each webhook and each mail; one that was in use a second ago needs no asking."""
@@ -90,7 +125,9 @@ def ping_what_rested(engine: Engine) -> None:
 
 
 class HeldConnections:
-    """Ends what is held for longer than ``HELD_SECONDS``: whoever waits for a server that hangs gets an error."""
+    """Ends what is held for longer than ``HELD_SECONDS``, or than a request has left.
+
+    Whoever waits for a server that hangs gets an error."""
 
     def __init__(self, engine: Engine) -> None:
         self._guard = threading.Lock()
@@ -114,7 +151,7 @@ class HeldConnections:
         self._connect(connection, record)
 
     def _connect(self, connection: Any, record: Any) -> None:
-        deadline = monotonic() + HELD_SECONDS
+        deadline = monotonic() + min(HELD_SECONDS, seconds_left())
         with self._guard:
             self._held[id(record)] = (deadline, connection)
         WATCHDOG.due(deadline)
@@ -129,7 +166,7 @@ class HeldConnections:
 
 def _shut(connection: Any) -> None:
     """The thread that waits sees the end of the stream; closing is left to it."""
-    log.error("database_hangs", extra={"fields": {"held_seconds": HELD_SECONDS}})
+    log.error("database_hangs")
     with (
         contextlib.suppress(connection.Error, OSError),  # closed meanwhile, by its owner
         socket.socket(fileno=os.dup(connection.fileno())) as handle,
@@ -146,6 +183,11 @@ def prepare_sqlite(engine: Engine) -> None:
         _enter_wal(connection)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
+
+    @event.listens_for(engine, "checkout")
+    def _checkout(connection: Any, _record: Any, _proxy: Any) -> None:
+        seconds = max(0.0, min(SQLITE_BUSY_SECONDS, seconds_left()))
+        connection.execute(f"PRAGMA busy_timeout={seconds * 1000:.0f}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

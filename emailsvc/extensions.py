@@ -13,7 +13,7 @@ from sqlalchemy import Engine, make_url
 from sqlalchemy.orm import DeclarativeBase
 
 from emailsvc.config import Config
-from emailsvc.connections import SQLITE_BUSY_SECONDS
+from emailsvc.connections import SQLITE_BUSY_SECONDS, PromptPool
 
 if TYPE_CHECKING:
     from emailsvc.locks import Locks
@@ -47,6 +47,7 @@ def service() -> Service:
 
 def engine_options(config: Config) -> dict[str, Any]:
     options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": 10}
+    options["poolclass"] = PromptPool
     options["hide_parameters"] = True  # an error that quoted them would carry the mail into the log
     if config.is_sqlite:
         return {**options, "connect_args": {"timeout": SQLITE_BUSY_SECONDS}}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import Engine, update
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from emailsvc import config as configuration
-from emailsvc import connections, outbox, reports
+from emailsvc import connections, outbox, reports, schema
+from emailsvc.app import create_app
+from emailsvc.clock import monotonic
 from emailsvc.config import Config
 from emailsvc.delivery import Drain
 from emailsvc.mail import Mail
@@ -22,10 +27,12 @@ from emailsvc.mail.memory import MemoryTransport
 from emailsvc.models import Email
 from emailsvc.outbox import InDoubt
 from emailsvc.outcome import Result
+from emailsvc.promptness import DATABASE_SECONDS, promptly
 from emailsvc.sqltime import db_in
 from tests.conftest import migrate
 from tests.emails import SENT, accept, row
 from tests.servers import PostgreSQL, wait_for
+from tests.stack import Stack, email
 
 PAYLOAD = {"email_id": "m-1", "user": "m-1@example.com", "subject": "Hello", "body": "Text"}
 
@@ -192,3 +199,44 @@ def test_a_claim_whose_commit_appears_later_is_given_back_when_it_does(
     assert row(engine).status == "sending"
     drain.run()
     assert row(engine).status == "sent"
+
+
+def test_a_webhook_is_answered_within_9_s_of_its_arrival_however_many_wait(
+    make_stack: Callable[..., Stack], own_postgresql: PostgreSQL
+) -> None:
+    """More of them than threads, and many more than connections; health checks wait among them."""
+    stack = make_stack(DATABASE_URL=own_postgresql.url(own_postgresql.create_database()), WEB_CONCURRENCY="1")
+    stack.release()
+    stack.spawn("web")
+    stack.wait_ready(live_worker=False)
+
+    def ask(number: int) -> tuple[int, bool, float]:
+        began = time.monotonic()
+        reply = stack.get("/readyz") if number % 3 == 2 else stack.post(email(f"m-{number}"))
+        return reply.status, "retry-after" in reply.headers, time.monotonic() - began
+
+    assert stack.post(email("before")).status == 202
+    stack.hang_up()
+    own_postgresql.freeze()
+    try:
+        answers = stack.together(60, range(60), ask)
+    finally:
+        own_postgresql.thaw()
+    assert {(status, retry_after) for status, retry_after, _ in answers} == {(503, True)}
+    assert max(seconds for _, _, seconds in answers) < 9.0
+    assert stack.post(email("m-0")).status in (200, 202)
+
+
+def test_a_locked_database_is_not_waited_for_beyond_the_time_of_a_request(tmp_path: Path) -> None:
+    """SQLite: neither for the lock, nor for a connection, nor in the second try of the same request."""
+    config = configuration.load({}, tmp_path)
+    app = create_app(config)
+    schema.upgrade(app)
+    engine = app.extensions["emailsvc"].engine
+    with engine.begin():
+        for left, expected in ((0.3, OperationalError), (-1.0, PoolTimeout)):
+            began = monotonic()
+            with promptly(began - DATABASE_SECONDS + left), pytest.raises(expected):
+                accept(engine, config, "a")
+            assert monotonic() - began < 3.0
+    engine.dispose()

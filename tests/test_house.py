@@ -38,7 +38,7 @@ LAYERS = [
     {"connections", "sqltime"},
     {"config", "payload"},
     {"parsers"},
-    {"retry", "signing", "outcome", "addresses", "decoding", "watchdog", "notes"},
+    {"retry", "signing", "outcome", "addresses", "decoding", "watchdog", "notes", "promptness"},
     {"errors", "clock", "__main__"},
 ]
 """Each row imports only from rows below it; the files of one package know each other."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 from flask import Flask
 
+from emailsvc.clock import monotonic
+from emailsvc.promptness import promptly
 from emailsvc.web import auth, deadletters, delivery, emails, health, openapi, paths, problems, stats, webhook
 
 
@@ -17,3 +22,17 @@ def register(app: Flask) -> None:
     problems.register(app)
     for module in (webhook, emails, stats, deadletters, delivery, health, openapi):
         app.register_blueprint(module.blueprint)
+    app.wsgi_app = _prompt(app.wsgi_app)  # type: ignore[method-assign]
+
+
+def _prompt(serve: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    """Webhooks, and what anybody may ask for meanwhile, are answered in time; what an operator changes may take it."""
+
+    def serve_promptly(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        changes = environ["REQUEST_METHOD"] not in auth.SAFE_METHODS
+        if changes and not environ["PATH_INFO"].startswith("/webhook/"):
+            return serve(environ, start_response)
+        with promptly(environ.get("emailsvc.arrived", monotonic())):
+            return serve(environ, start_response)
+
+    return serve_promptly
