@@ -15,9 +15,10 @@ from flask import Flask
 from sqlalchemy import Engine
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from emailsvc import cli, log, outbox, queue, schema, tasks, web
-from emailsvc.config import Config, from_environment
-from emailsvc.connections import (
+from emailsvc import log, outbox, web
+from emailsvc.commands import cli
+from emailsvc.db import schema
+from emailsvc.db.connections import (
     HeldConnections,
     connect_promptly,
     limit_postgresql,
@@ -25,12 +26,14 @@ from emailsvc.connections import (
     prepare_sqlite,
     refused_by_pooler,
 )
+from emailsvc.db.extensions import db, engine_options, migrate
 from emailsvc.errors import ConfigurationError, brief
-from emailsvc.extensions import db, engine_options, migrate
-from emailsvc.locks import LocalLocks, RedisLocks
 from emailsvc.mail import Transport
 from emailsvc.mail.files import FileTransport
 from emailsvc.mail.smtp import SmtpTransport
+from emailsvc.settings.config import Config, from_environment
+from emailsvc.wakeups import queue, tasks
+from emailsvc.wakeups.locks import LocalLocks, RedisLocks
 
 INSTANCE = Path(__file__).parent.parent / "instance"
 

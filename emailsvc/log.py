@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from emailsvc.clock import isoformat, utcnow
-from emailsvc.config import Config
+from emailsvc.settings.config import Config
 
 
 def mask(address: str | None) -> str:

@@ -12,12 +12,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, func, select, tuple_
 
-from emailsvc import schema
 from emailsvc.clock import isoformat
-from emailsvc.config import Config
+from emailsvc.db import schema
+from emailsvc.db.models import PRIORITIES, Attempt, Counter, DeadLetter, Email, Status, Switch, Worker, has_status
+from emailsvc.db.sqltime import db_in, db_now
 from emailsvc.errors import InvalidPayload, NotFound
-from emailsvc.models import PRIORITIES, Attempt, Counter, DeadLetter, Email, Status, Switch, Worker, has_status
-from emailsvc.sqltime import db_in, db_now
+from emailsvc.settings.config import Config
 
 WORKER_SILENT_SECONDS = 60.0
 MIN_FREE_BYTES = 2**20

@@ -16,10 +16,10 @@ from flask.testing import FlaskClient
 from huey.storage import SqliteStorage
 from sqlalchemy import Engine
 
-from emailsvc import config as configuration
-from emailsvc import schema
 from emailsvc.app import create_app
-from emailsvc.config import Config
+from emailsvc.db import schema
+from emailsvc.settings import config as configuration
+from emailsvc.settings.config import Config
 from tests.servers import MissingServer, PostgreSQL, Redis
 from tests.smtpd import Smtpd
 from tests.stack import Stack

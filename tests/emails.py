@@ -10,11 +10,11 @@ from typing import Any
 from sqlalchemy import Engine, select, update
 
 from emailsvc import outbox
-from emailsvc.config import Config
-from emailsvc.models import Email, Switch
+from emailsvc.db.models import Email, Switch
+from emailsvc.intake.payload import NewEmail, Rules, parse_email
+from emailsvc.mail.outcome import Outcome, Result
 from emailsvc.outbox import Claim
-from emailsvc.outcome import Outcome, Result
-from emailsvc.payload import NewEmail, Rules, parse_email
+from emailsvc.settings.config import Config
 
 SENT = Result(Outcome.SENT, "250 ok", 250)
 DEFERRED = Result(Outcome.DEFERRED, "451 4.7.1 try later", 451, "4.7.1")

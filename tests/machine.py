@@ -23,16 +23,17 @@ import pytest
 from sqlalchemy import Connection, Engine, String, create_engine, event, func, select, text, update
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from emailsvc import delivery, outbox
-from emailsvc.config import Config
-from emailsvc.connections import limit_postgresql, prepare_sqlite
-from emailsvc.delivery import Drain
-from emailsvc.extensions import Base, engine_options
+from emailsvc import outbox
+from emailsvc.db.connections import limit_postgresql, prepare_sqlite
+from emailsvc.db.extensions import Base, engine_options
+from emailsvc.db.models import Attempt, Email, Switch
+from emailsvc.db.sqltime import UtcDateTime, db_now
+from emailsvc.delivery import drain as delivery
+from emailsvc.delivery.drain import Drain
+from emailsvc.delivery.notes import Note, Noted
 from emailsvc.mail import Mail, Outcome, Result
-from emailsvc.models import Attempt, Email, Switch
-from emailsvc.notes import Note, Noted
 from emailsvc.outbox import InDoubt
-from emailsvc.sqltime import UtcDateTime, db_now
+from emailsvc.settings.config import Config
 
 DATABASE, BEFORE_DOT, AFTER_DOT = "before a transaction", "before the dot", "after the dot"
 GO = object()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from emailsvc.mail import Mail, Result, Transport
-from emailsvc.parsers import SmtpServer
+from emailsvc.settings.parsers import SmtpServer
 from tests.smtpd import Smtpd
 
 _numbers = itertools.count(1)

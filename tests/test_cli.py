@@ -19,14 +19,15 @@ from flask import Flask
 from flask.cli import FlaskGroup
 from sqlalchemy import Engine, text
 
-from emailsvc import outbox, reports, signing
+from emailsvc import outbox, reports
 from emailsvc.app import create_app
-from emailsvc.cli import REASONS
-from emailsvc.config import Config, load
+from emailsvc.commands.cli import REASONS
+from emailsvc.db.models import Reason
+from emailsvc.intake import signing
+from emailsvc.intake.payload import Rules, parse_email
 from emailsvc.mail import Outcome, Result
-from emailsvc.models import Reason
 from emailsvc.outbox import Claim
-from emailsvc.payload import Rules, parse_email
+from emailsvc.settings.config import Config, load
 from tests.servers import PostgreSQL, free_port
 from tests.smtpd import Smtpd
 from tests.stack import ROOT
@@ -323,7 +324,7 @@ def test_before_the_first_start_a_sqlite_file_is_made(
 ) -> None:
     done = run(make_app(load({}, tmp_path)), *words)
     assert done.exit_code == 0, done.output
-    assert done.stderr == ""
+    assert done.stderr in ("", "There was no outage.\n")
 
 
 def test_stats_before_the_first_start_are_all_zero(make_app: Callable[[Config], Flask], tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emailsvc import config
 from emailsvc.app import create_app
-from emailsvc.config import SETTINGS
 from emailsvc.errors import ConfigurationError
-from emailsvc.parsers import SmtpServer
+from emailsvc.settings import config
+from emailsvc.settings.config import SETTINGS
+from emailsvc.settings.parsers import SmtpServer
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

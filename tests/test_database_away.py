@@ -16,19 +16,20 @@ from sqlalchemy import Engine, update
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from emailsvc import config as configuration
-from emailsvc import connections, outbox, reports, schema
+from emailsvc import outbox, reports
 from emailsvc.app import create_app
 from emailsvc.clock import monotonic
-from emailsvc.config import Config
-from emailsvc.delivery import Drain
+from emailsvc.db import connections, schema
+from emailsvc.db.models import Email
+from emailsvc.db.promptness import DATABASE_SECONDS, promptly
+from emailsvc.db.sqltime import db_in
+from emailsvc.delivery.drain import Drain
 from emailsvc.mail import Mail
 from emailsvc.mail.memory import MemoryTransport
-from emailsvc.models import Email
+from emailsvc.mail.outcome import Result
 from emailsvc.outbox import InDoubt
-from emailsvc.outcome import Result
-from emailsvc.promptness import DATABASE_SECONDS, promptly
-from emailsvc.sqltime import db_in
+from emailsvc.settings import config as configuration
+from emailsvc.settings.config import Config
 from tests.conftest import migrate
 from tests.emails import SENT, accept, row
 from tests.servers import PostgreSQL, wait_for

@@ -14,9 +14,9 @@ from flask import Flask
 from sqlalchemy import Engine, text
 
 from emailsvc import outbox, reports
-from emailsvc.config import Config
-from emailsvc.diagnosis import REDIS_KEYS, Finding, diagnose
+from emailsvc.commands.diagnosis import REDIS_KEYS, Finding, diagnose
 from emailsvc.reports import MIN_FREE_BYTES
+from emailsvc.settings.config import Config
 from tests.servers import Redis, free_port, wait_for
 from tests.smtpd import Smtpd
 from tests.stack import Stack, copies, email, smtp_url

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from emailsvc import config, queue
-from emailsvc.locks import LocalLocks, Locks, RedisLocks
+from emailsvc.settings import config
+from emailsvc.wakeups import queue
+from emailsvc.wakeups.locks import LocalLocks, Locks, RedisLocks
 from tests.servers import Redis, wait_for
 
 BOUNDED_SECONDS = 3.0

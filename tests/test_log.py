@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from emailsvc import log
-from emailsvc.config import Config, load
-from emailsvc.delivery import Drain
+from emailsvc.delivery.drain import Drain
+from emailsvc.intake.payload import Rules, parse_email
 from emailsvc.log import JsonFormatter, TextFormatter, mask
 from emailsvc.mail import Outcome, Result
 from emailsvc.mail.memory import MemoryTransport
 from emailsvc.outbox import accept
-from emailsvc.payload import Rules, parse_email
+from emailsvc.settings.config import Config, load
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 FORGED = "2026-01-01T00:00:00.000Z INFO    sent email_id=forged"

@@ -20,7 +20,7 @@ from emailsvc.mail import smtp as smtp_module
 from emailsvc.mail.connection import ConnectFailed, Connection
 from emailsvc.mail.line import Line
 from emailsvc.mail.smtp import SmtpTransport, check
-from emailsvc.parsers import SmtpServer
+from emailsvc.settings.parsers import SmtpServer
 from tests.mails import Certificate, a_mail, at, send
 from tests.smtpd import DROP, HANG, Action, Drip, Later, Plan, Smtpd
 

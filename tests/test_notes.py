@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from emailsvc import notes, outbox
-from emailsvc.config import Config
+from emailsvc import outbox
+from emailsvc.delivery import notes
+from emailsvc.delivery.notes import LINES, Notebook, Noted, Unnoted, forget, left_behind
 from emailsvc.mail.memory import MemoryTransport
-from emailsvc.notes import LINES, Notebook, Noted, Unnoted, forget, left_behind
-from emailsvc.tasks import Crew
+from emailsvc.settings.config import Config
+from emailsvc.wakeups.tasks import Crew
 from tests.emails import accept, claim, row
 from tests.servers import PostgreSQL, wait_for
 from tests.smtpd import HANG, Plan, Smtpd
@@ -25,7 +26,7 @@ TOKEN = "5" * 32
 _DYING = """
 import os, sys
 from pathlib import Path
-from emailsvc.notes import Notebook
+from emailsvc.delivery.notes import Notebook
 note = Notebook(Path(sys.argv[1])).note()
 note.claims(sys.argv[2])
 for word in sys.argv[3:]:

@@ -9,7 +9,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from emailsvc.payload import EmailPayload, Rules
+from emailsvc.intake.payload import EmailPayload, Rules
 from emailsvc.web.contract import ROUTES
 from emailsvc.web.openapi import document
 from tests.webkit import ON_SQLITE

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from emailsvc.payload import Rules
+from emailsvc.intake.payload import Rules
 from emailsvc.web.openapi import document
 from tests.stack import TOKEN, Stack
 

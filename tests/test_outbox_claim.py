@@ -14,11 +14,11 @@ from sqlalchemy import Engine, event, select, text, update
 
 from emailsvc import outbox
 from emailsvc.clock import utcnow
-from emailsvc.config import Config
-from emailsvc.models import Email, Switch
+from emailsvc.db.models import Email, Switch
+from emailsvc.db.sqltime import db_in
+from emailsvc.mail.outcome import Outcome, Result
 from emailsvc.outbox import Claim, Idle
-from emailsvc.outcome import Outcome, Result
-from emailsvc.sqltime import db_in
+from emailsvc.settings.config import Config
 from tests.emails import (
     DEFERRED,
     OUTAGE,

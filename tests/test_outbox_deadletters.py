@@ -12,10 +12,10 @@ from sqlalchemy import Engine, event, text
 
 from emailsvc import outbox, reports
 from emailsvc.clock import utcnow
-from emailsvc.config import Config
+from emailsvc.db.models import Attempt, DeadLetter, StoredAttachment
 from emailsvc.errors import Conflict, InvalidPayload, NotFound
-from emailsvc.models import Attempt, DeadLetter, StoredAttachment
 from emailsvc.outbox import Claim, Swept
+from emailsvc.settings.config import Config
 from tests.emails import (
     DEFERRED,
     REJECTED,

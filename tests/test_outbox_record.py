@@ -11,9 +11,9 @@ from sqlalchemy.exc import OperationalError
 
 from emailsvc import outbox, reports
 from emailsvc.clock import utcnow
-from emailsvc.config import Config
-from emailsvc.models import Attempt, DeadLetter, Email, StoredAttachment
-from emailsvc.outcome import Outcome, Result
+from emailsvc.db.models import Attempt, DeadLetter, Email, StoredAttachment
+from emailsvc.mail.outcome import Outcome, Result
+from emailsvc.settings.config import Config
 from tests.emails import (
     DEFERRED,
     OUTAGE,

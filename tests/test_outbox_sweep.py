@@ -15,9 +15,9 @@ from sqlalchemy import Engine, select, update
 
 from emailsvc import outbox, reports
 from emailsvc.clock import utcnow
-from emailsvc.config import Config
-from emailsvc.models import Attempt, Counter, DeadLetter, Email, StoredAttachment, Switch
+from emailsvc.db.models import Attempt, Counter, DeadLetter, Email, StoredAttachment, Switch
 from emailsvc.outbox import Swept
+from emailsvc.settings.config import Config
 from tests.emails import (
     DEFERRED,
     OUTAGE,

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from emailsvc.decoding import MOST_LENIENT_BYTES
 from emailsvc.errors import InvalidPayload
+from emailsvc.intake.decoding import MOST_LENIENT_BYTES
+from emailsvc.intake.payload import EmailPayload, NewEmail, Rules, parse_batch, parse_email
 from emailsvc.mail import Attachment
 from emailsvc.mail.message import build
-from emailsvc.payload import EmailPayload, NewEmail, Rules, parse_batch, parse_email
 from tests.mails import a_mail
 
 RULES = Rules(frozenset({"example.com", "münchen.example"}), "X-Idempotency-Key")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emailsvc.errors import InvalidPayload
-from emailsvc.payload import EmailPayload, NewEmail, parse_batch, parse_email
+from emailsvc.intake.payload import EmailPayload, NewEmail, parse_batch, parse_email
 from tests.test_payload import MINIMAL, PDF, RULES, encode, parse
 
 

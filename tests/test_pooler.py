@@ -18,10 +18,11 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
 from emailsvc import app as application
-from emailsvc import config as configuration
-from emailsvc import connections, outbox, reports, schema
-from emailsvc.config import Config
+from emailsvc import outbox, reports
+from emailsvc.db import connections, schema
 from emailsvc.errors import ConfigurationError
+from emailsvc.settings import config as configuration
+from emailsvc.settings.config import Config
 from tests.conftest import started
 from tests.emails import accept, row
 from tests.servers import PgBouncer, PostgreSQL

@@ -20,10 +20,10 @@ import pytest
 from sqlalchemy import Engine
 
 from emailsvc import reports
-from emailsvc.config import Config
-from emailsvc.delivery import Drain
+from emailsvc.delivery.drain import Drain
 from emailsvc.mail.smtp import SmtpTransport
-from emailsvc.parsers import SmtpServer
+from emailsvc.settings.config import Config
+from emailsvc.settings.parsers import SmtpServer
 from tests.emails import accept
 from tests.servers import free_port, wait_for
 

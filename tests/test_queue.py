@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from huey.exceptions import CancelExecution
 
-from emailsvc import config
-from emailsvc.lookout import Lookout
-from emailsvc.queue import ENOUGH_WAITING, SILENT_SECONDS, GracefulConsumer, build, redis_client
+from emailsvc.settings import config
+from emailsvc.wakeups.lookout import Lookout
+from emailsvc.wakeups.queue import ENOUGH_WAITING, SILENT_SECONDS, GracefulConsumer, build, redis_client
 from tests.servers import Redis, wait_for
 
 BOUNDED_SECONDS = 2.0

@@ -22,14 +22,17 @@ from msgspec.structs import fields
 from redis.exceptions import RedisError
 from werkzeug.serving import make_server
 
-from emailsvc import cli, extensions, outbox, queue, schema, serving, start
-from emailsvc.addresses import FORBIDDEN_HEADERS, FORBIDDEN_PREFIXES
-from emailsvc.config import Config, load
-from emailsvc.delivery import Drain
+from emailsvc import outbox, serving
+from emailsvc.commands import cli, start
+from emailsvc.db import extensions, schema
+from emailsvc.db.models import Reason, Status
+from emailsvc.delivery.drain import Drain
+from emailsvc.intake.addresses import FORBIDDEN_HEADERS, FORBIDDEN_PREFIXES
+from emailsvc.intake.payload import EmailPayload, Rules, parse_email
 from emailsvc.mail import Mail, Outcome, Result
 from emailsvc.mail.memory import MemoryTransport
-from emailsvc.models import Reason, Status
-from emailsvc.payload import EmailPayload, Rules, parse_email
+from emailsvc.settings.config import Config, load
+from emailsvc.wakeups import queue
 from emailsvc.web.answers import CURSOR
 from emailsvc.web.contract import ROUTES
 from tests.conftest import started
@@ -374,7 +377,9 @@ def test_a_redis_with_a_private_authority_is_trusted_when_the_url_names_it(tmp_p
 def test_a_mail_server_with_a_private_authority_is_trusted_when_the_environment_names_it(tmp_path: Path) -> None:
     certificate = Certificate(tmp_path)
     with Smtpd(tls=certificate.server) as server:
-        check = "from emailsvc.mail import smtp; from emailsvc.parsers import smtp_url; smtp.check(smtp_url('{}'))"
+        check = (
+            "from emailsvc.mail import smtp; from emailsvc.settings import parsers; smtp.check(parsers.smtp_url('{}'))"
+        )
         command = [sys.executable, "-c", check.format(f"smtps://127.0.0.1:{server.port}")]
         trusting = {**os.environ, "SSL_CERT_FILE": str(tmp_path / "certificate.pem")}
         assert subprocess.run(command, cwd=ROOT, env=trusting, capture_output=True).returncode == 0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emailsvc.retry import JITTER, backoff
+from emailsvc.outbox.retry import JITTER, backoff
 
 attempts = st.integers(1, 10**6)
 seconds = st.floats(0, 1e9)

@@ -15,11 +15,13 @@ import pytest
 from flask import Flask
 from sqlalchemy import DateTime, Engine, LargeBinary, bindparam, inspect, text
 
-from emailsvc import config, outbox, reports, schema
+from emailsvc import outbox, reports
 from emailsvc.app import _prepared
-from emailsvc.diagnosis import diagnose
+from emailsvc.commands.diagnosis import diagnose
+from emailsvc.db import schema
+from emailsvc.db.models import Base, Status
 from emailsvc.errors import ConfigurationError
-from emailsvc.models import Base, Status
+from emailsvc.settings import config
 from tests.emails import REJECTED, SENT, claim, record
 from tests.servers import PostgreSQL
 from tests.test_cli import run
@@ -30,7 +32,8 @@ TABLES = {*Base.metadata.tables, "alembic_version"}
 UPGRADE = """
 import sys
 from pathlib import Path
-from emailsvc import config, schema
+from emailsvc.db import schema
+from emailsvc.settings import config
 from emailsvc.app import create_app
 
 url, folder, how = sys.argv[1:]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emailsvc.errors import ServiceError
-from emailsvc.signing import TOLERANCE_SECONDS, decode_secret, make_secret, sign, verify
+from emailsvc.intake.signing import TOLERANCE_SECONDS, decode_secret, make_secret, sign, verify
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OTHER = "whsec_C2FVsBQIhrscChlQIMV+b5sSYob7oD8="

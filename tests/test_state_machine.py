@@ -29,15 +29,16 @@ from hypothesis.stateful import (
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.exc import OperationalError
 
-from emailsvc import delivery, outbox, reports
+from emailsvc import outbox, reports
 from emailsvc.clock import utcnow
-from emailsvc.config import Config
+from emailsvc.db.models import Attempt, DeadLetter, Email, Status, Switch
+from emailsvc.db.sqltime import db_in, db_now
+from emailsvc.delivery import drain as delivery
 from emailsvc.errors import Conflict, NotFound
+from emailsvc.intake.payload import Attachment, NewEmail
 from emailsvc.mail import Mail, Outcome, Result
-from emailsvc.models import Attempt, DeadLetter, Email, Status, Switch
 from emailsvc.outbox import Recorded
-from emailsvc.payload import Attachment, NewEmail
-from emailsvc.sqltime import db_in, db_now
+from emailsvc.settings.config import Config
 from tests.machine import (
     AFTER_DOT,
     BEFORE_DOT,

@@ -13,8 +13,8 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from emailsvc import signing
-from emailsvc.config import Config
+from emailsvc.intake import signing
+from emailsvc.settings.config import Config
 from emailsvc.web.contract import ROUTES, Route
 from tests.webkit import BEARER, ON_SQLITE, STRANGER, TOKEN, StrictClient, payload
 

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, text
 
 from emailsvc import outbox
-from emailsvc.config import Config
+from emailsvc.settings.config import Config
 from tests.emails import OUTAGE, accept, claim, record
 from tests.webkit import BEARER, ON_SQLITE, STRANGER, TOKEN, StrictClient, payload
 

@@ -13,8 +13,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import Engine, func, select, text
 
-from emailsvc.config import Config
-from emailsvc.models import Email
+from emailsvc.db.models import Email
+from emailsvc.settings.config import Config
 from tests.webkit import ON_SQLITE, StrictClient, payload
 
 

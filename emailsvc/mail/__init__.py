@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from emailsvc.outcome import Outcome, Result
+from emailsvc.mail.outcome import Outcome, Result
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from emailsvc.mail.line import Line
 
 if TYPE_CHECKING:
-    from emailsvc.parsers import SmtpServer
+    from emailsvc.settings.parsers import SmtpServer
 
 LONGEST_LINE = 8192
 LONGEST_REPLY = 65536

@@ -6,8 +6,8 @@ import base64
 import re
 from urllib.parse import quote
 
-from emailsvc import addresses
 from emailsvc.errors import InvalidPayload
+from emailsvc.intake import addresses
 
 CRLF = "\r\n"
 COLUMNS = 78  # a line should be no longer, RFC 5322 §2.1.1

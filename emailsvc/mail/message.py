@@ -12,8 +12,8 @@ import hashlib
 import re
 from email.utils import format_datetime
 
-from emailsvc import addresses
 from emailsvc.errors import InvalidPayload
+from emailsvc.intake import addresses
 from emailsvc.mail import Attachment, Mail
 from emailsvc.mail.header import (
     LONGEST_WORD,

@@ -22,7 +22,7 @@ from emailsvc.mail.meaning import ACCOUNT, BAD_CONNECTION, CLOSING, Refused, Sta
 from emailsvc.mail.message import build, needs_smtputf8
 
 if TYPE_CHECKING:
-    from emailsvc.parsers import SmtpServer
+    from emailsvc.settings.parsers import SmtpServer
 
 logger = logging.getLogger(__name__)
 

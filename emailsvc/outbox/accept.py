@@ -13,12 +13,12 @@ from typing import Any
 from sqlalchemy import Connection, Engine, bindparam, case, func, insert, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from emailsvc import addresses
-from emailsvc.config import Config
-from emailsvc.models import PRIORITIES, Counter, Email, Status, StoredAttachment
+from emailsvc.db.models import PRIORITIES, Counter, Email, Status, StoredAttachment
+from emailsvc.db.sqltime import UtcDateTime, db_now
+from emailsvc.intake import addresses
+from emailsvc.intake.payload import NewEmail
 from emailsvc.outbox.transaction import in_transaction
-from emailsvc.payload import NewEmail
-from emailsvc.sqltime import UtcDateTime, db_now
+from emailsvc.settings.config import Config
 
 COUNTER_SHARDS = 16
 _NOT_BEFORE = bindparam("not_before", type_=UtcDateTime())

@@ -24,11 +24,11 @@ from sqlalchemy import (
 )
 from sqlalchemy import func as sql
 
-from emailsvc.config import Config
-from emailsvc.models import Attempt, DeadLetter, Email, Status, StoredAttachment, Switch, has_status
+from emailsvc.db.models import Attempt, DeadLetter, Email, Status, StoredAttachment, Switch, has_status
+from emailsvc.db.sqltime import db_in, db_now
 from emailsvc.outbox.switch import take_probe
 from emailsvc.outbox.transaction import in_transaction
-from emailsvc.sqltime import db_in, db_now
+from emailsvc.settings.config import Config
 
 PENDING, SENDING = has_status(Status.PENDING), has_status(Status.SENDING)
 ANY_PRIORITY = Email.priority.in_([literal_column(str(n)) for n in (0, 1, 2)])

@@ -8,10 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, case, func, select, update
 
+from emailsvc.db.models import DeadLetter, Email, Resolution, Status, has_status
+from emailsvc.db.sqltime import db_now
 from emailsvc.errors import Conflict, NotFound
-from emailsvc.models import DeadLetter, Email, Resolution, Status, has_status
 from emailsvc.outbox.transaction import in_transaction
-from emailsvc.sqltime import db_now
 
 CHUNK = 200
 """Letters per transaction of a bulk replay: none may be open for long."""

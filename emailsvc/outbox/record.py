@@ -7,15 +7,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
 
-from emailsvc.config import Config
-from emailsvc.models import Attempt, DeadLetter, Email, Reason, Status
+from emailsvc.db.models import Attempt, DeadLetter, Email, Reason, Status
+from emailsvc.db.sqltime import db_in, db_now
+from emailsvc.mail.outcome import Outcome, Result
 from emailsvc.outbox.claim import ANY_PRIORITY, PENDING, SENDING, Claimed, release_rows, scrub, withdraw_erased
 from emailsvc.outbox.refusals import LONG_AGO, is_refusing_everybody
+from emailsvc.outbox.retry import backoff
 from emailsvc.outbox.switch import RUNNING, close_outage, open_outage
 from emailsvc.outbox.transaction import in_transaction
-from emailsvc.outcome import Outcome, Result
-from emailsvc.retry import backoff
-from emailsvc.sqltime import db_in, db_now
+from emailsvc.settings.config import Config
 
 MAX_WAITING = 100_000
 """Counted no further when an outage begins."""

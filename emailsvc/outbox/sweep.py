@@ -14,15 +14,15 @@ from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from emailsvc.config import Config
+from emailsvc.db.models import Attempt, DeadLetter, Email, Reason, Status, Switch, has_status
+from emailsvc.db.sqltime import db_in, db_now
 from emailsvc.errors import brief
-from emailsvc.models import Attempt, DeadLetter, Email, Reason, Status, Switch, has_status
+from emailsvc.mail.outcome import Outcome, Result
 from emailsvc.outbox.accept import add_to_counter
 from emailsvc.outbox.claim import ANY_PRIORITY, PENDING, SENDING, release_rows, scrub
 from emailsvc.outbox.record import Hand, uncertain, verdict
 from emailsvc.outbox.transaction import in_transaction
-from emailsvc.outcome import Outcome, Result
-from emailsvc.sqltime import db_in, db_now
+from emailsvc.settings.config import Config
 
 log = logging.getLogger("emailsvc.outbox")
 

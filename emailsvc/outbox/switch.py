@@ -7,8 +7,8 @@ import time
 
 from sqlalchemy import Connection, Engine, case, select, update
 
-from emailsvc.models import Switch
-from emailsvc.sqltime import db_in, db_now
+from emailsvc.db.models import Switch
+from emailsvc.db.sqltime import db_in, db_now
 
 log = logging.getLogger("emailsvc.outbox")
 

@@ -8,12 +8,12 @@ from functools import partial
 from sqlalchemy import Engine, Select, case, func, select, update
 from sqlalchemy.engine import Connection
 
-from emailsvc import addresses
+from emailsvc.db.models import DeadLetter, Email, Status
+from emailsvc.db.sqltime import db_now
 from emailsvc.errors import Conflict, NotFound
-from emailsvc.models import DeadLetter, Email, Status
+from emailsvc.intake import addresses
 from emailsvc.outbox.claim import PENDING, SENDING, scrub
 from emailsvc.outbox.transaction import in_transaction
-from emailsvc.sqltime import db_now
 
 CHUNK = 500
 """E-mails per transaction of an erasure."""

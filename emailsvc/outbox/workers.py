@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Engine, delete, insert, update
 
-from emailsvc.models import Worker
-from emailsvc.sqltime import db_in, db_now
+from emailsvc.db.models import Worker
+from emailsvc.db.sqltime import db_in, db_now
 
 FORGOTTEN_AFTER_SECONDS = 600.0
 

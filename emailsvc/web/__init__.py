@@ -8,7 +8,7 @@ from typing import Any
 from flask import Flask
 
 from emailsvc.clock import monotonic
-from emailsvc.promptness import promptly
+from emailsvc.db.promptness import promptly
 from emailsvc.web import auth, deadletters, delivery, emails, health, openapi, paths, problems, stats, webhook
 
 

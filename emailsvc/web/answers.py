@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from emailsvc.addresses import ONE_LINE
-from emailsvc.payload import EmailId, Moment, Priority
+from emailsvc.intake.addresses import ONE_LINE
+from emailsvc.intake.payload import EmailId, Moment, Priority
 
 State = Literal["pending", "sending", "sent", "failed", "cancelled"]
 Reason = Literal["rejected", "exhausted", "uncertain", "expired", "unreachable"]

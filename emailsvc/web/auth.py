@@ -17,9 +17,10 @@ from ipaddress import ip_address
 
 from flask import request
 
-from emailsvc import clock, signing
+from emailsvc import clock
 from emailsvc.errors import ServiceError
-from emailsvc.extensions import service
+from emailsvc.intake import signing
+from emailsvc.service import service
 from emailsvc.web.reading import body
 
 log = logging.getLogger("emailsvc.web")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from emailsvc.payload import BatchPayload, EmailId, EmailPayload
+from emailsvc.intake.payload import BatchPayload, EmailId, EmailPayload
 from emailsvc.web import answers
 from emailsvc.web.answers import DeadLetterId
 

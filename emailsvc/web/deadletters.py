@@ -8,8 +8,8 @@ from dataclasses import asdict
 from flask import Blueprint, Response
 
 from emailsvc import outbox, reports
-from emailsvc.extensions import service
-from emailsvc.payload import in_utc
+from emailsvc.intake.payload import in_utc
+from emailsvc.service import service
 from emailsvc.web import auth
 from emailsvc.web.answers import DeadLetterQuery, ReplayAnswer, ReplayRequest
 from emailsvc.web.paths import DEAD_LETTER

@@ -6,8 +6,9 @@ import logging
 
 from flask import Blueprint, Response
 
-from emailsvc import addresses, outbox, reports
-from emailsvc.extensions import service
+from emailsvc import outbox, reports
+from emailsvc.intake import addresses
+from emailsvc.service import service
 from emailsvc.web import auth
 from emailsvc.web.answers import CancelAnswer, LookupRequest
 from emailsvc.web.reading import answer, json_as

@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from emailsvc import reports
-from emailsvc.extensions import service
+from emailsvc.service import service
 from emailsvc.web import auth
 from emailsvc.web.answers import Health, Ready
 from emailsvc.web.problems import RETRY_AFTER_SECONDS, problem

@@ -10,9 +10,9 @@ import msgspec
 from flask import Blueprint, Response
 from werkzeug.http import HTTP_STATUS_CODES
 
-from emailsvc import addresses
-from emailsvc.extensions import service
-from emailsvc.payload import Rules
+from emailsvc.intake import addresses
+from emailsvc.intake.payload import Rules
+from emailsvc.service import service
 from emailsvc.web.answers import Problem
 from emailsvc.web.contract import PATH_PARAMETERS, ROUTES, Route
 from emailsvc.web.problems import MEDIA_TYPE

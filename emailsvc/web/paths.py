@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from werkzeug.routing import BaseConverter, IntegerConverter
 
-from emailsvc.addresses import PRINTABLE
+from emailsvc.intake.addresses import PRINTABLE
 
 DEAD_LETTER = "dead_letter_id(max=9223372036854775807):dead_letter_id"
 

@@ -10,8 +10,8 @@ import msgspec
 from flask import Response, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from emailsvc.decoding import decode, translate
 from emailsvc.errors import ServiceError
+from emailsvc.intake.decoding import decode, translate
 
 T = TypeVar("T")
 

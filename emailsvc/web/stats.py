@@ -7,7 +7,7 @@ import secrets
 from flask import Blueprint, Response, render_template_string, request
 
 from emailsvc import reports
-from emailsvc.extensions import service
+from emailsvc.service import service
 from emailsvc.web import auth
 from emailsvc.web.page import PAGE
 from emailsvc.web.reading import answer

@@ -9,10 +9,10 @@ from typing import cast
 from flask import Blueprint, Response
 
 from emailsvc import clock, outbox
-from emailsvc.config import Config
 from emailsvc.errors import InvalidPayload, ServiceError
-from emailsvc.extensions import service
-from emailsvc.payload import Rules, parse_batch, parse_email
+from emailsvc.intake.payload import Rules, parse_batch, parse_email
+from emailsvc.service import service
+from emailsvc.settings.config import Config
 from emailsvc.web import auth
 from emailsvc.web.answers import AcceptedAnswer, BatchAnswer, BatchResult, DuplicateAnswer, State
 from emailsvc.web.reading import answer, json_body

@@ -26,10 +26,12 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from emailsvc import config, outbox, schema
+from emailsvc import outbox
 from emailsvc.app import create_app
-from emailsvc.outcome import Outcome, Result
-from emailsvc.payload import Rules, parse_email
+from emailsvc.db import schema
+from emailsvc.intake.payload import Rules, parse_email
+from emailsvc.mail.outcome import Outcome, Result
+from emailsvc.settings import config
 from tests.servers import PostgreSQL, Redis, free_port, wait_for
 from tests.smtpd import Smtpd
 from tests.stack import Stack, email, smtp_url

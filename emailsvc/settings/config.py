@@ -12,8 +12,8 @@ from typing import Any
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
-from emailsvc import parsers
 from emailsvc.errors import ConfigurationError
+from emailsvc.settings import parsers
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,15 @@ from redis.lock import Lock
 from redis.retry import Retry
 from sqlalchemy.exc import SQLAlchemyError
 
-from emailsvc import outbox, reports, schema
+from emailsvc import outbox, reports
 from emailsvc.clock import utcnow
-from emailsvc.config import Config
-from emailsvc.connections import refused_by_pooler
+from emailsvc.db import schema
+from emailsvc.db.connections import refused_by_pooler
 from emailsvc.errors import brief
-from emailsvc.extensions import Service
-from emailsvc.locks import PREFIX
 from emailsvc.mail import smtp
+from emailsvc.service import Service
+from emailsvc.settings.config import Config
+from emailsvc.wakeups.locks import PREFIX
 
 GREYLISTING_SECONDS = 300.0
 """What a greylisting server commonly asks a new sender to wait."""

@@ -6,8 +6,8 @@ from flask import current_app
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from emailsvc import models, schema  # noqa: F401 - fills the metadata
-from emailsvc.connections import refused_by_pooler
+from emailsvc.db import schema
+from emailsvc.db.connections import refused_by_pooler
 from emailsvc.errors import brief
 
 db = current_app.extensions["migrate"].db

@@ -32,8 +32,8 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import Float
 
-from emailsvc.extensions import Base
-from emailsvc.sqltime import UtcDateTime
+from emailsvc.db.extensions import Base
+from emailsvc.db.sqltime import UtcDateTime
 
 
 class Status(enum.StrEnum):

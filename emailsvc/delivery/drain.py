@@ -18,13 +18,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from emailsvc import outbox
 from emailsvc.clock import monotonic
-from emailsvc.config import Config
+from emailsvc.delivery.notes import Note, Unnoted
 from emailsvc.errors import brief
 from emailsvc.log import mask, without_addresses
 from emailsvc.mail import Attachment, Mail, Transport
-from emailsvc.notes import Note, Unnoted
+from emailsvc.mail.outcome import Outcome, Result
 from emailsvc.outbox import Claim, Claimed, Idle, InDoubt, Recorded
-from emailsvc.outcome import Outcome, Result
+from emailsvc.settings.config import Config
 
 log = logging.getLogger("emailsvc.delivery")
 

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from emailsvc import addresses
-from emailsvc.decoding import decode, one_at_a_time, path_of_surrogate, read_leniently
 from emailsvc.errors import InvalidPayload
+from emailsvc.intake import addresses
+from emailsvc.intake.decoding import decode, one_at_a_time, path_of_surrogate, read_leniently
 
 MOST_IN_BATCH = 1000
 MOST_HEADERS = 50

@@ -18,10 +18,10 @@ import click
 from flask import current_app
 from sqlalchemy.exc import SQLAlchemyError
 
-from emailsvc import schema
-from emailsvc.config import Config
+from emailsvc.db import schema
 from emailsvc.errors import brief
-from emailsvc.extensions import service
+from emailsvc.service import service
+from emailsvc.settings.config import Config
 
 ROOT = Path(__file__).parent.parent
 LOOPBACK = "127.0.0.1"

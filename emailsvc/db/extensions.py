@@ -1,22 +1,16 @@
-"""The Flask extensions, the engine behind them, and the one object in which the rest of the service finds its parts."""
+"""The Flask extensions for the database, and the engine behind them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-from flask import current_app
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Engine, make_url
+from sqlalchemy import make_url
 from sqlalchemy.orm import DeclarativeBase
 
-from emailsvc.config import Config
-from emailsvc.connections import SQLITE_BUSY_SECONDS, PromptPool
-
-if TYPE_CHECKING:
-    from emailsvc.locks import Locks
+from emailsvc.db.connections import SQLITE_BUSY_SECONDS, PromptPool
+from emailsvc.settings.config import Config
 
 POOL_SIZE = 3
 """Connections per process, none beyond. Two web processes and one worker make 9; twice that during a deploy overlap,
@@ -28,21 +22,7 @@ class Base(DeclarativeBase):
 
 
 db = SQLAlchemy(model_class=Base, disable_autonaming=True)
-migrate = Migrate(directory="emailsvc/migrations")
-
-
-@dataclass(frozen=True)
-class Service:
-    """``wake`` asks for a drain; it never raises, and never blocks for 2 s."""
-
-    config: Config
-    engine: Engine
-    locks: Locks
-    wake: Callable[[], None]
-
-
-def service() -> Service:
-    return cast(Service, current_app.extensions["emailsvc"])
+migrate = Migrate()
 
 
 def engine_options(config: Config) -> dict[str, Any]:

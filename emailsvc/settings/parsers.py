@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from emailsvc import addresses
 from emailsvc.errors import InvalidPayload
-from emailsvc.signing import decode_secret
+from emailsvc.intake import addresses
+from emailsvc.intake.signing import decode_secret
 
 REDIS_URL = "a URL beginning with redis:// or rediss://, with a port that is a number and options that redis-py knows"
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})

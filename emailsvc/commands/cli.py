@@ -12,12 +12,15 @@ import click
 from flask import Flask, current_app
 from sqlalchemy.exc import SQLAlchemyError
 
-from emailsvc import diagnosis, outbox, reports, schema, signing
+from emailsvc import outbox, reports
+from emailsvc.commands import diagnosis
+from emailsvc.commands.start import start
+from emailsvc.db import schema
+from emailsvc.db.models import Reason
 from emailsvc.errors import ConfigurationError, ServiceError, brief
-from emailsvc.extensions import service
-from emailsvc.models import Reason
-from emailsvc.payload import Rules, parse_email
-from emailsvc.start import start
+from emailsvc.intake import signing
+from emailsvc.intake.payload import Rules, parse_email
+from emailsvc.service import service
 
 DEAD_LETTER = click.IntRange(1, 2**63 - 1)
 REASONS = [reason.value for reason in Reason]

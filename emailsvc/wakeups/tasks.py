@@ -18,16 +18,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from emailsvc import outbox, reports
 from emailsvc.clock import monotonic
-from emailsvc.config import Config
-from emailsvc.delivery import DATABASE_AWAY, Drain
+from emailsvc.delivery.drain import DATABASE_AWAY, Drain
+from emailsvc.delivery.notes import Note, Notebook, Unnoted, forget, left_behind
 from emailsvc.errors import brief
-from emailsvc.extensions import Service
-from emailsvc.locks import Locks
-from emailsvc.lookout import Lookout, WrittenTo
 from emailsvc.mail import Transport
-from emailsvc.notes import Note, Notebook, Unnoted, forget, left_behind
 from emailsvc.outbox import InDoubt, Swept
-from emailsvc.queue import Queue
+from emailsvc.service import Service
+from emailsvc.settings.config import Config
+from emailsvc.wakeups.locks import Locks
+from emailsvc.wakeups.lookout import Lookout, WrittenTo
+from emailsvc.wakeups.queue import Queue
 
 log = logging.getLogger("emailsvc.tasks")
 
@@ -57,7 +57,7 @@ def register(queue: Queue, config: Config, engine: Engine, locks: Locks, transpo
         lambda: outbox.look(engine), WrittenTo(str(engine.url.database)) if config.is_sqlite else None
     )
     queue.started, queue.stopping, queue.stopped = crew.start, crew.stop, crew.leave
-    return Service(config, engine, locks, queue.wake)
+    return Service(config, engine, queue.wake)
 
 
 @dataclass

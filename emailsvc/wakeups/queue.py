@@ -27,10 +27,10 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from emailsvc.clock import monotonic
-from emailsvc.config import Config
 from emailsvc.errors import ConfigurationError
-from emailsvc.lookout import Lookout
-from emailsvc.parsers import REDIS_URL
+from emailsvc.settings.config import Config
+from emailsvc.settings.parsers import REDIS_URL
+from emailsvc.wakeups.lookout import Lookout
 
 log = logging.getLogger("emailsvc.queue")
 

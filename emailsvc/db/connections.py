@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from emailsvc.clock import monotonic
-from emailsvc.promptness import seconds_left
+from emailsvc.db.promptness import seconds_left
 from emailsvc.watchdog import WATCHDOG
 
 log = logging.getLogger("emailsvc.database")

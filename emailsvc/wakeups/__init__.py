@@ -1,0 +1,1 @@
+"""Who tells a worker to look, and who looks anyway."""
