@@ -154,6 +154,7 @@ def test_a_bulk_replay_ends_and_takes_each_letter_once_though_they_fail_again_me
 
     def replayed_and_sent(engine: Engine, work: Any) -> Any:
         count = transaction(engine, work)
+        make_due(engine)
         while isinstance(made := outbox.claim(engine, token(), config), Claim):
             for number in range(len(made.rows)):
                 record(engine, config, made, UNCERTAIN, number)
@@ -405,3 +406,17 @@ def test_look_up_of_many_ids(engine: Engine, config: Config) -> None:
     found, missing = reports.lookup(engine, ["b", "nope", "a", "b"])
     assert [e["email_id"] for e in found] == ["b", "a"]
     assert missing == ["nope"]
+
+
+def test_what_is_replayed_in_bulk_becomes_due_one_after_the_other(engine: Engine, config: Config) -> None:
+    """Fresh mail is not to stand behind all of it."""
+    ids = [f"m-{n:03}" for n in range(250)]
+    outbox.accept_many(engine, [new_email(email_id) for email_id in ids], config)
+    while isinstance(made := outbox.claim(engine, token(), config), Claim):
+        for number in range(len(made.rows)):
+            record(engine, config, made, REJECTED, number)
+    assert outbox.replay_many(engine) == 250
+    due = [row(engine, email_id).next_attempt_at for email_id in ids]
+    assert due == sorted(due)
+    assert (due[-1] - due[0]).total_seconds() == pytest.approx(2.49, abs=1)
+    assert (due[1] - due[0]).total_seconds() == pytest.approx(0.01, abs=0.005)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Engine, case, func, select, update
 
 from emailsvc.db.models import DeadLetter, Email, Resolution, Status, has_status
-from emailsvc.db.sqltime import db_now
+from emailsvc.db.sqltime import db_in, db_now
 from emailsvc.errors import Conflict, NotFound
 from emailsvc.outbox.transaction import in_transaction
 
 CHUNK = 200
 """Letters per transaction of a bulk replay: none may be open for long."""
+
+PER_SECOND = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,8 @@ def replay_many(
 ) -> int:
     """Replay the oldest ``limit`` unresolved ones that match; the number replayed (or that would be, with ``dry_run``).
 
-    Those whose content is gone are passed over, and so are those written after the call began.
+    Those whose content is gone are passed over, and so are those written after the call began. They become due one
+    after the other, ``PER_SECOND`` of them a second, so that fresh e-mail does not stand behind all of them.
     """
     conditions: list[Any] = [DeadLetter.resolved_at.is_(None), Email.scrubbed_at.is_(None)]
     if reason is not None:
@@ -69,7 +73,7 @@ def replay_many(
     total = 0
     while total < limit:
         some = found.limit(min(CHUNK, limit - total))
-        count = in_transaction(engine, lambda connection, some=some: _replay_some(connection, some))  # type: ignore[misc]
+        count = in_transaction(engine, partial(_replay_some, some=some, before=total))
         total += count
         if count == 0:
             break
@@ -82,9 +86,14 @@ def _newest_unresolved(engine: Engine) -> int:
         return connection.execute(newest).scalar() or 0
 
 
-def _replay_some(connection: Connection, some: Any) -> int:
+def _replay_some(connection: Connection, some: Any, before: int) -> int:
     letters = connection.execute(some.with_for_update(skip_locked=True, of=DeadLetter)).all()
-    _move(connection, [letter.id for letter in letters], [letter.email for letter in letters], Resolution.REPLAYED)
+    emails = [letter.email for letter in letters]
+    _move(connection, [letter.id for letter in letters], emails, Resolution.REPLAYED)
+    if emails:
+        seconds = {email: (before + n) / PER_SECOND for n, email in enumerate(emails)}
+        due = {"next_attempt_at": db_in(case(seconds, value=Email.id))}
+        connection.execute(update(Email).where(has_status(Status.PENDING), Email.id.in_(emails)).values(**due))
     return len(letters)
 
 
