@@ -376,7 +376,7 @@ def test_a_webhook_is_heard_at_once_without_redis_too(bench: Bench) -> None:
     began = time.monotonic()
     bench.queue.wake()
     bench.wait_for_runs(2)
-    assert bench.runs[1] - began < 1
+    assert bench.runs[1] - began < 1.5
 
 
 def test_the_task_in_hand_is_finished_before_the_consumer_stops(make_bench: Callable[..., Bench]) -> None:

@@ -41,7 +41,8 @@ SOCKET_SECONDS = 1.0
 
 POP_SECONDS = 0.5
 POLL_SECONDS = 0.1
-"""A queue file is looked at as often; by default Huey leaves up to 10 s between."""
+"""A queue file is looked at as often; by default Huey leaves up to 10 s between. Beside an SQLite database, which tells
+by itself that something was written, it need not be."""
 
 ENOUGH_WAITING = 16
 """A drain that was not popped yet will see our row, because it claims after it is popped."""
@@ -137,7 +138,7 @@ class Queue(Huey):  # type: ignore[misc]
 
     def dequeue(self) -> Any:
         """What somebody rang for; else, when the table has something due, a drain of this worker's own."""
-        patience = AWAY_SECONDS if self._is_away else 0.0 if self._waits else POLL_SECONDS
+        patience = AWAY_SECONDS if self._is_away or self.settings.is_sqlite else 0.0 if self._waits else POLL_SECONDS
         task = self._ask(super().dequeue, None)
         if task is None and self.lookout.wait(patience):
             task = self.drain.s(retries=0)
