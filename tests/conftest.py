@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from emailsvc.app import create_app
 from emailsvc.db import schema
 from emailsvc.settings import config as configuration
 from emailsvc.settings.config import Config
-from tests.servers import MissingServer, PostgreSQL, Redis
+from tests.servers import MissingServer, PgBouncer, PostgreSQL, Redis
 from tests.smtpd import Smtpd
 from tests.stack import Stack
 
@@ -121,6 +123,19 @@ def own_postgresql() -> Iterator[PostgreSQL]:
     server: PostgreSQL = started(PostgreSQL)
     yield server
     server.close()
+
+
+@pytest.fixture
+def make_pooler(postgresql: PostgreSQL) -> Iterator[Callable[..., PgBouncer]]:
+    """``make_pooler(mode="session")``: a PgBouncer in front of the session's server."""
+    with ExitStack() as close:
+
+        def make(**settings: Any) -> PgBouncer:
+            pooler: PgBouncer = started(lambda: PgBouncer(postgresql, **settings))
+            close.callback(pooler.close)
+            return pooler
+
+        yield make
 
 
 @pytest.fixture(scope="session")
@@ -251,3 +266,15 @@ def make_stack(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
     for stack in made:
         stack.stop()
         print(stack.tail())
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of this test's own, which takes root to mount."""
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("a disk to fill cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

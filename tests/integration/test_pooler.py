@@ -23,29 +23,15 @@ from emailsvc.db import connections, schema
 from emailsvc.errors import ConfigurationError
 from emailsvc.settings import config as configuration
 from emailsvc.settings.config import Config
-from tests.conftest import started
 from tests.emails import accept, row
+from tests.integration.test_cli import check, run
 from tests.servers import PgBouncer, PostgreSQL
-from tests.smtpd import Smtpd
-from tests.stack import Stack, copies, email, smtp_url
-from tests.test_cli import check, run
+from tests.stack import email
 
 CLIENTS = 16
 LAST_DAY = datetime(9999, 12, 31, 23, 59, 59, 999999, UTC)
 
 Poolers = Callable[..., PgBouncer]
-
-
-@pytest.fixture
-def make_pooler(postgresql: PostgreSQL) -> Iterator[Poolers]:
-    with ExitStack() as close:
-
-        def make(**settings: Any) -> PgBouncer:
-            pooler: PgBouncer = started(lambda: PgBouncer(postgresql, **settings))
-            close.callback(pooler.close)
-            return pooler
-
-        yield make
 
 
 @pytest.fixture
@@ -260,23 +246,4 @@ def test_the_schema_is_made_through_it(
     schema.upgrade(app)
     assert application._prepared(app)
     engine_of(app).dispose()
-    postgresql.drop_database(name)
-
-
-def test_a_deploy_through_it(
-    make_pooler: Poolers, postgresql: PostgreSQL, redis_url: str, make_stack: Callable[..., Stack]
-) -> None:
-    """Release phase, two web processes and two workers; each e-mail is delivered once."""
-    pooler, name = make_pooler(ignore="options"), postgresql.create_database()
-    with Smtpd() as server:
-        stack = make_stack(DATABASE_URL=pooler.url(name), REDIS_URL=redis_url, SMTP_URL=smtp_url(server))
-        stack.start(workers=2)
-        emails = [email(f"m-{number}") for number in range(150)]
-        assert Counter(stack.together(CLIENTS, emails, lambda e: stack.post(e).status)) == {202: 150}
-        assert Counter(stack.together(CLIENTS, emails, lambda e: stack.post(e).status)) == {200: 150}
-        stats = stack.wait_settled()
-        assert (stats["sent"], stats["duplicates"], stats["failed_attempts"]) == (150, 150, 0)
-        assert copies(server) == {payload["email_id"]: 1 for payload in emails}
-        assert "Traceback" not in stack.tail(10**6)
-        stack.stop()
     postgresql.drop_database(name)

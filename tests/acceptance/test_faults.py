@@ -7,6 +7,8 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -237,3 +239,56 @@ def test_a_worker_ends_in_time_and_without_a_traceback_when_its_database_is_away
     assert took < 25
     assert "Traceback" not in worker.output()
     assert "Unhandled" not in worker.output()
+
+
+def test_a_webhook_is_answered_within_9_s_of_its_arrival_however_many_wait(
+    make_stack: Callable[..., Stack], own_postgresql: PostgreSQL
+) -> None:
+    """More of them than threads, and many more than connections; health checks wait among them."""
+    stack = make_stack(DATABASE_URL=own_postgresql.url(own_postgresql.create_database()), WEB_CONCURRENCY="1")
+    stack.release()
+    stack.spawn("web")
+    stack.wait_ready(live_worker=False)
+
+    def ask(number: int) -> tuple[int, bool, float]:
+        began = time.monotonic()
+        reply = stack.get("/readyz") if number % 3 == 2 else stack.post(email(f"m-{number}"))
+        return reply.status, "retry-after" in reply.headers, time.monotonic() - began
+
+    assert stack.post(email("before")).status == 202
+    stack.hang_up()
+    own_postgresql.freeze()
+    try:
+        answers = stack.together(60, range(60), ask)
+    finally:
+        own_postgresql.thaw()
+    assert {(status, retry_after) for status, retry_after, _ in answers} == {(503, True)}
+    assert max(seconds for _, _, seconds in answers) < 9.0
+    assert stack.post(email("m-0")).status in (200, 202)
+
+
+def test_a_full_volume_is_named_and_work_goes_on_when_there_is_room_again(
+    volume: Path, sink: Smtpd, make_stack: Callable[..., Stack]
+) -> None:
+    sink.behaviour.mail_delay = 0.1
+    stack = make_stack(DATABASE_URL=f"sqlite:///{volume}/emailsvc.db", SMTP_URL=smtp_url(sink))
+    stack.start(workers=1)
+    ids = [f"mail-{number}" for number in range(60)]
+    for email_id in ids:
+        assert stack.post(email(email_id)).status == 202
+    wait_for(lambda: len(copies(sink)) > 5, 20, "some mail to be sent")
+    with (volume / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+    wait_for(lambda: stack.post(email("large", body="x" * 100_000)).status == 503, 20, "a webhook to be refused")
+    ready = stack.get("/readyz")
+    assert ready.status == 503
+    assert any("disk of the database is full" in problem for problem in ready.json["problems"])
+    check = stack.run("flask check", check=False)
+    assert check.returncode == 1
+    assert "disk is full" in check.stdout or "disk of the database is full" in check.stdout
+    (volume / "filler").unlink()
+    assert stack.post_until_answered(email("large", body="x" * 100_000))[0].status == 202
+    assert stack.wait_settled(60)["sent"] == len(ids) + 1
+    assert max(copies(sink).values()) == 1
+    wait_for(lambda: stack.get("/readyz").status == 200, 20, "the service to be ready")

@@ -20,7 +20,7 @@ from emailsvc.web.openapi import document
 from tests.stack import TOKEN, Stack
 
 HOOKS = "tests.schemathesis_hooks"
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_document_is_valid_to_a_public_validator() -> None:

@@ -23,10 +23,10 @@ from emailsvc.db.models import Base, Status
 from emailsvc.errors import ConfigurationError
 from emailsvc.settings import config
 from tests.emails import REJECTED, SENT, claim, record
+from tests.integration.test_cli import run
 from tests.servers import PostgreSQL
-from tests.test_cli import run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TABLES = {*Base.metadata.tables, "alembic_version"}
 
 UPGRADE = """

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,13 +14,11 @@ from emailsvc import outbox, reports
 from emailsvc.commands.diagnosis import REDIS_KEYS, Finding, diagnose
 from emailsvc.reports import MIN_FREE_BYTES
 from emailsvc.settings.config import Config
-from tests.servers import Redis, free_port, wait_for
-from tests.smtpd import Smtpd
-from tests.stack import Stack, copies, email, smtp_url
+from tests.servers import Redis, free_port
 
 sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 postgresql_only = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def found(app: Flask, subject: str) -> Finding:
@@ -139,49 +134,6 @@ def test_a_database_that_takes_no_commit_is_wrong(app: Flask, engine: Engine) ->
     finding = found(app, "database")
     assert finding.level == "wrong"
     assert "read-only transaction" in finding.text
-
-
-@pytest.fixture
-def volume(tmp_path: Path) -> Iterator[Path]:
-    """A small disk of this test's own, which takes root to mount."""
-    folder = tmp_path / "volume"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("a disk to fill cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(path: Path) -> None:
-    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-
-
-def test_a_full_volume_is_named_and_work_goes_on_when_there_is_room_again(
-    volume: Path, sink: Smtpd, make_stack: Callable[..., Stack]
-) -> None:
-    sink.behaviour.mail_delay = 0.1
-    stack = make_stack(DATABASE_URL=f"sqlite:///{volume}/emailsvc.db", SMTP_URL=smtp_url(sink))
-    stack.start(workers=1)
-    ids = [f"mail-{number}" for number in range(60)]
-    for email_id in ids:
-        assert stack.post(email(email_id)).status == 202
-    wait_for(lambda: len(copies(sink)) > 5, 20, "some mail to be sent")
-    fill(volume / "filler")
-    wait_for(lambda: stack.post(email("large", body="x" * 100_000)).status == 503, 20, "a webhook to be refused")
-    ready = stack.get("/readyz")
-    assert ready.status == 503
-    assert any("disk of the database is full" in problem for problem in ready.json["problems"])
-    check = stack.run("flask check", check=False)
-    assert check.returncode == 1
-    assert "disk is full" in check.stdout or "disk of the database is full" in check.stdout
-    (volume / "filler").unlink()
-    assert stack.post_until_answered(email("large", body="x" * 100_000))[0].status == 202
-    assert stack.wait_settled(60)["sent"] == len(ids) + 1
-    assert max(copies(sink).values()) == 1
-    wait_for(lambda: stack.get("/readyz").status == 200, 20, "the service to be ready")
 
 
 @sqlite_only

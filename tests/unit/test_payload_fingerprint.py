@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from emailsvc.errors import InvalidPayload
 from emailsvc.intake.payload import EmailPayload, NewEmail, parse_batch, parse_email
-from tests.test_payload import MINIMAL, PDF, RULES, encode, parse
+from tests.unit.test_payload import MINIMAL, PDF, RULES, encode, parse
 
 
 def by_the_rule(payload: dict[str, Any]) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,6 @@ from emailsvc.settings.config import Config
 from tests.conftest import migrate
 from tests.emails import SENT, accept, row
 from tests.servers import PostgreSQL, wait_for
-from tests.stack import Stack, email
 
 PAYLOAD = {"email_id": "m-1", "user": "m-1@example.com", "subject": "Hello", "body": "Text"}
 
@@ -200,32 +197,6 @@ def test_a_claim_whose_commit_appears_later_is_given_back_when_it_does(
     assert row(engine).status == "sending"
     drain.run()
     assert row(engine).status == "sent"
-
-
-def test_a_webhook_is_answered_within_9_s_of_its_arrival_however_many_wait(
-    make_stack: Callable[..., Stack], own_postgresql: PostgreSQL
-) -> None:
-    """More of them than threads, and many more than connections; health checks wait among them."""
-    stack = make_stack(DATABASE_URL=own_postgresql.url(own_postgresql.create_database()), WEB_CONCURRENCY="1")
-    stack.release()
-    stack.spawn("web")
-    stack.wait_ready(live_worker=False)
-
-    def ask(number: int) -> tuple[int, bool, float]:
-        began = time.monotonic()
-        reply = stack.get("/readyz") if number % 3 == 2 else stack.post(email(f"m-{number}"))
-        return reply.status, "retry-after" in reply.headers, time.monotonic() - began
-
-    assert stack.post(email("before")).status == 202
-    stack.hang_up()
-    own_postgresql.freeze()
-    try:
-        answers = stack.together(60, range(60), ask)
-    finally:
-        own_postgresql.thaw()
-    assert {(status, retry_after) for status, retry_after, _ in answers} == {(503, True)}
-    assert max(seconds for _, _, seconds in answers) < 9.0
-    assert stack.post(email("m-0")).status in (200, 202)
 
 
 def test_a_locked_database_is_not_waited_for_beyond_the_time_of_a_request(tmp_path: Path) -> None:

@@ -18,9 +18,6 @@ from emailsvc.mail.memory import MemoryTransport
 from emailsvc.settings.config import Config
 from emailsvc.wakeups.tasks import Crew
 from tests.emails import accept, claim, row
-from tests.servers import PostgreSQL, wait_for
-from tests.smtpd import HANG, Plan, Smtpd
-from tests.stack import SHORT, Stack, email, smtp_url
 
 TOKEN = "5" * 32
 _DYING = """
@@ -135,20 +132,3 @@ def test_without_a_folder_for_notes_mail_goes_out_all_the_same(engine: Engine, c
     crew.drain()
     crew.recover()
     assert row(engine).status == "sent"
-
-
-@pytest.mark.parametrize(("hangs_at", "state"), [("rcpt", "sent"), ("dot", "failed")])
-def test_a_worker_killed_before_its_dot_raises_no_false_alarm(
-    hangs_at: str, state: str, postgresql: PostgreSQL, redis_url: str, sink: Smtpd, make_stack: Callable[..., Stack]
-) -> None:
-    sink.script("m-1@example.com", Plan(hangs_at, HANG))
-    database = postgresql.url(postgresql.create_database())
-    stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink), **SHORT)
-    _, (worker,) = stack.start(workers=1)
-    stack.post(email("m-1"))
-    wait_for(lambda: any("RCPT" in line for _, line in sink.commands), 20, "the conversation to be under way")
-    wait_for(lambda: hangs_at == "rcpt" or any("DATA" in line for _, line in sink.commands), 20, "the dot")
-    worker.kill9()
-    stack.spawn("worker")
-    stack.wait_settled(40)
-    assert stack.get("/emails/m-1").json["state"] == state

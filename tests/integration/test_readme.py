@@ -40,7 +40,7 @@ from tests.mails import Certificate
 from tests.servers import Redis
 from tests.smtpd import Smtpd
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYob7oD8="  # its key begins with bytes that no shell variable holds
 TOKEN = "a-token-of-this-test"
