@@ -106,7 +106,7 @@ def load(*, wait_for_database: bool = False) -> Flask:
         logger.warning("unknown_setting", extra={"fields": {"what": what}})
     if config.smtp_url is None:
         fields = {"folder": str(config.instance / "outbox"), "hint": "set SMTP_URL to send for real"}
-        logger.warning("mails_go_to_files", extra={"fields": fields})
+        logger.warning("smtp_not_configured", extra={"fields": fields})
     return app
 
 

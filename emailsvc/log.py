@@ -11,6 +11,49 @@ from typing import Any
 from emailsvc.clock import isoformat, utcnow
 from emailsvc.settings.config import Config
 
+EVENTS = {
+    "accepted": ("INFO", "a webhook was stored"),
+    "duplicate": ("INFO", "a webhook with a known id and the same content"),
+    "mismatch": ("INFO", "a webhook with a known id and other content"),
+    "sent": ("INFO", "the mail server took it"),
+    "deferred": ("WARNING", "it will be tried again, in `retry_in` seconds"),
+    "dead_lettered": ("WARNING", "given up; see `reason` and `text`"),
+    "released": ("INFO", "given back untouched: an outage, or a shutdown"),
+    "stale_outcome": ("WARNING", "a late worker's outcome was not recorded, because the sweep had decided already"),
+    "worker_lost": ("WARNING", "a claim expired with this e-mail in hand"),
+    "swept": ("INFO, DEBUG", "what a sweep repaired (DEBUG when nothing)"),
+    "cancelled": ("INFO, WARNING", "an operator cancelled it (WARNING: an erased e-mail that was in hand)"),
+    "replayed": ("INFO", "an operator sends it again"),
+    "delivered": ("INFO", "an operator marked it as delivered"),
+    "discarded": ("INFO", "an operator discarded it"),
+    "paused": ("WARNING", "an operator paused delivery"),
+    "resumed": ("WARNING", "an operator resumed delivery"),
+    "outage_began": ("WARNING", "`reason` and `outcome` (`rejected`: a run of refusals) say why, `waiting` how many e-mails are due (counted up to 100,000)"),
+    "outage_ended": ("WARNING", "`by` a `probe` or an `operator`, after so many `seconds`"),
+    "access_denied": ("WARNING", "a request was answered 401 or 403; the token is masked"),
+    "queue_unavailable": ("WARNING", "Redis is away: wake-ups are skipped"),
+    "lock_unavailable": ("WARNING", "Redis is away: a lock was not taken"),
+    "lock_not_released": ("WARNING", "Redis is away: a lock stays until it times out"),
+    "database_away": ("WARNING, ERROR", "the database does not answer a worker (ERROR: at startup)"),
+    "database_unavailable": ("ERROR", "a request was answered 503, because the database does not answer"),
+    "database_hangs": ("ERROR", "the database takes connections and does not answer"),
+    "database_encoding": ("WARNING", "a database in use is not UTF8: an e-mail that it cannot hold is answered 500; an empty one is refused"),
+    "heartbeat_failed": ("WARNING", "a worker could not tell the database that it lives"),
+    "deregister_failed": ("WARNING", "a worker could not tell the database that it leaves"),
+    "release_failed": ("WARNING", "a worker could not give back what it had not begun"),
+    "recovered": ("WARNING", "a worker was killed; so many e-mails that it provably had not handed over go out again"),
+    "recovery_failed": ("WARNING", "notes in `instance/notes/` could not be used: killed workers' e-mails wait for their lease"),
+    "notes_unavailable": ("WARNING", "`instance/notes/` cannot be written: a killed worker's e-mails will wait for their lease"),
+    "smtp_not_configured": ("WARNING", "`SMTP_URL` is not set: e-mails become files"),
+    "unknown_setting": ("WARNING", "a variable whose name is almost that of a setting; `what` says which"),
+    "repair_failed": ("ERROR", "a `step` of a sweep failed, for example on a row that somebody keeps locked; the others were made, and the next sweep tries again"),
+    "transport_raised": ("ERROR", "a fault of the service: please report it"),
+    "record_refused": ("ERROR", "the database refused an outcome's values; it was recorded without the reply. Please report it"),
+    "internal_error": ("ERROR", "a fault of the service: please report it"),
+    "invariant_broken": ("ERROR", "a fault of the service: please report it"),
+}  # fmt: skip
+"""Every event by its name, with its levels and meaning; the README of the commands is written from it."""
+
 
 def mask(address: str | None) -> str:
     """``a…@example.com``: enough to recognise a domain's trouble, not a person."""

@@ -285,7 +285,7 @@ def _log_outcome(row: Claimed, result: Result, recorded: Recorded, seconds: floa
     if recorded.state != "sent":
         fields["text"] = without_addresses(result.text)
     if not recorded.won:
-        event = "outcome_not_ours"
+        event = "stale_outcome"
         fields["outcome"] = result.outcome.value
     if recorded.reason in ("outage", "cut"):
         event = "released"

@@ -1,4 +1,4 @@
-"""What a reply, or the lack of one, means for a mail: the table "What a reply means" of the README, as pure functions.
+"""What a reply, or the lack of one, means for a mail: the table of this folder's README, as pure functions.
 
 The one question behind all of it: may the server have taken the message? Before the final dot the answer is no.
 """

@@ -1,4 +1,4 @@
-"""What one conversation with the mail server came to; see README, "What a reply means"."""
+"""What one conversation with the mail server came to; see "What a reply means" in this folder's README."""
 
 from __future__ import annotations
 

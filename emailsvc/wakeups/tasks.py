@@ -110,7 +110,7 @@ class Crew:
                     log.warning("recovered", extra={"fields": {"worker": path.name, "released": released}})
                 forget(path, self.config.lease_seconds + 2 * self.config.sweep_seconds)
         except (OSError, SQLAlchemyError) as exc:
-            log.warning("not_recovered", extra={"fields": {"error": brief(exc)}})
+            log.warning("recovery_failed", extra={"fields": {"error": brief(exc)}})
 
     @property
     def _notes(self) -> Path:
@@ -131,7 +131,7 @@ class Crew:
             self._notebook = self._notebook or Notebook(self._notes)
             return self._notebook.note()
         except OSError as exc:
-            log.warning("no_notes", extra={"fields": {"folder": str(self._notes), "error": brief(exc)}})
+            log.warning("notes_unavailable", extra={"fields": {"folder": str(self._notes), "error": brief(exc)}})
             return Unnoted()
 
     def start(self) -> None:
@@ -155,20 +155,20 @@ class Crew:
         try:
             drain.hand_back()
         except SQLAlchemyError as exc:  # its own thread goes on trying
-            log.warning("not_handed_back", extra={"fields": {"error": brief(exc)}})
+            log.warning("release_failed", extra={"fields": {"error": brief(exc)}})
 
     def _sign_off(self) -> None:
         try:
             outbox.forget_worker(self.engine, self.name)
         except SQLAlchemyError as exc:
-            log.warning("not_signed_off", extra={"fields": {"worker": self.name, "error": brief(exc)}})
+            log.warning("deregister_failed", extra={"fields": {"worker": self.name, "error": brief(exc)}})
 
     def _beat(self) -> None:
         while True:
             try:
                 outbox.heartbeat(self.engine, self.name)
             except SQLAlchemyError as exc:
-                log.warning("no_heartbeat", extra={"fields": {"worker": self.name, "error": brief(exc)}})
+                log.warning("heartbeat_failed", extra={"fields": {"worker": self.name, "error": brief(exc)}})
             if self.stopping.wait(HEARTBEAT_SECONDS):
                 return
 

@@ -150,5 +150,5 @@ def _raise(refusal: ServiceError | None) -> None:
     fields = {"code": refusal.code, "method": request.method, "path": request.path, "remote": request.remote_addr}
     if given:
         fields |= {"scheme": scheme[:16], "token": f"{given[:3].decode('latin-1')}… ({len(given)} characters)"}
-    log.warning("refused", extra={"fields": fields})
+    log.warning("access_denied", extra={"fields": fields})
     raise refusal

@@ -58,7 +58,7 @@ def test_a_worker_frozen_past_its_lease_and_continued_changes_nothing(
     (letter,) = stack.dead_letters()
     os.kill(worker.pid, signal.SIGCONT)
     stats = stack.wait_settled(30)
-    wait_for(lambda: "outcome_not_ours" in worker.output() or worker.output().count(" sent ") >= 2, 20, "it to go on")
+    wait_for(lambda: "stale_outcome" in worker.output() or worker.output().count(" sent ") >= 2, 20, "it to go on")
     assert (letter["reason"], stats["failed"], stats["sent"]) == ("uncertain", 1, 5)
     assert max(copies(sink).values()) == 1
     assert stack.dead_letters() == [letter]

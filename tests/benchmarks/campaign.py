@@ -326,7 +326,7 @@ COLUMNS = ("kills", "emails", "sent", "doubled", "lost", "uncertain", "false_ala
 
 
 def table(done: dict[Plan, Tally]) -> str:
-    """All runs, added up by kind; Markdown, ready for the README."""
+    """All runs, added up by kind; Markdown, ready for the README of this folder."""
     heads = ["database", "on uncertain", "fault", "runs", "kills", "e-mails", "at the server"]
     heads += ["doubled", "lost", "uncertain", "of these not taken", "minutes"]
     rows = [heads, ["---"] * len(heads)]

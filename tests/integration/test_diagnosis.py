@@ -18,7 +18,7 @@ from tests.servers import Redis, free_port
 
 sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 postgresql_only = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-README = (Path(__file__).parents[2] / "README.md").read_text()
+OPERATING = (Path(__file__).parents[2] / "emailsvc" / "commands" / "README.md").read_text()
 
 
 def found(app: Flask, subject: str) -> Finding:
@@ -100,7 +100,7 @@ def test_a_redis_whose_user_lacks_a_right_is_wrong_and_the_keys_are_named(
 
 @sqlite_only
 def test_the_rights_that_the_readme_gives_are_enough(redis_finding: Callable[..., Finding], own_redis: Redis) -> None:
-    (line,) = re.findall(r"ACL SETUSER emailsvc on >PASSWORD (.+)", README)
+    (line,) = re.findall(r"ACL SETUSER emailsvc on >PASSWORD (.+)", OPERATING)
     assert {word for word in line.split() if word.startswith("~")} == {f"~{keys}" for keys in REDIS_KEYS.split(" and ")}
     with own_redis.client() as client:
         client.execute_command("ACL", "SETUSER", "emailsvc", "on", ">word", *line.split())

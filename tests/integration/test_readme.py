@@ -1,4 +1,4 @@
-"""The README says what is true: its commands run as they stand, and its lists are those of the code."""
+"""The READMEs say what is true: their commands run as they stand, and their lists are those of the code."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from emailsvc.db.models import Reason, Status
 from emailsvc.delivery.drain import Drain
 from emailsvc.intake.addresses import FORBIDDEN_HEADERS, FORBIDDEN_PREFIXES
 from emailsvc.intake.payload import EmailPayload, Rules, parse_email
+from emailsvc.log import EVENTS
 from emailsvc.mail import Mail, Outcome, Result
 from emailsvc.mail.memory import MemoryTransport
 from emailsvc.settings.config import Config, load
@@ -36,12 +37,16 @@ from emailsvc.wakeups import queue
 from emailsvc.web.answers import CURSOR
 from emailsvc.web.contract import ROUTES
 from tests.conftest import started
+from tests.documents import READMES
 from tests.mails import Certificate
 from tests.servers import Redis
 from tests.smtpd import Smtpd
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+HTTP = (ROOT / "emailsvc" / "web" / "README.md").read_text()
+MAIL = (ROOT / "emailsvc" / "mail" / "README.md").read_text()
+OPERATING = (ROOT / "emailsvc" / "commands" / "README.md").read_text()
 SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYob7oD8="  # its key begins with bytes that no shell variable holds
 TOKEN = "a-token-of-this-test"
 
@@ -54,9 +59,9 @@ class Example:
     answer: str | None
 
 
-def examples() -> list[Example]:
-    """Each ```sh block of «Sending» and «Looking and deciding», with the answer that follows it if there is one."""
-    part = README[README.index("\n## Sending\n") : README.index("\n## Who may\n")]
+def examples(document: str) -> list[Example]:
+    """Each ```sh block from «Sending» to «Authentication», with the answer that follows it if there is one."""
+    part = document[document.index("\n## Sending\n") : document.index("\n## Authentication\n")]
     pattern = r"```sh\n(.*?)```\n(?:\nAnswer `(\d{3})`[^`]*?(?:`[^`\n]+`[^`]*?)*?\n\n```(json|text)\n(.*?)```\n)?"
     return [
         Example(command, int(status) if status else None, kind, answer)
@@ -65,7 +70,7 @@ def examples() -> list[Example]:
 
 
 def block(language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```\n", README, re.DOTALL)
+    (found,) = re.findall(rf"```{language}\n(.*?)```\n", HTTP, re.DOTALL)
     return str(found)
 
 
@@ -167,26 +172,38 @@ def test_every_example_of_a_route_answers_as_shown(site: Site, tmp_path: Path) -
         site.work()
     site.accept("order-1003", "ada@example.com", send_at="2090-01-01T00:00:00Z")
     outbox.heartbeat(site.engine, "a worker")
-    found = examples()
+    found = examples(HTTP)
     assert len(found) >= len(ROUTES)
     assert [example.command for example in found if example.answer is None] == ['curl "$URL/openapi.json"\n']
     for example in found:
-        done = site.run(["bash"], example.command, tmp_path)
-        assert done.returncode == 0, f"{example.command}\n{done.stderr}"
-        answer, _, status = done.stdout.rpartition("\n")
-        assert int(status) == (example.status or 200), f"{example.command}\n{answer}"
-        if example.kind == "json":
-            same_shape(json.loads(example.answer or ""), json.loads(answer), example.command)
-        elif example.kind == "text":
-            assert set((example.answer or "").splitlines()) <= set(answer.splitlines())
-        site.work()
+        show(example, site, tmp_path)
+
+
+def test_the_examples_of_the_first_page_answer_as_shown(site: Site, tmp_path: Path) -> None:
+    needs("bash", "curl")
+    first, second = examples(README)
+    assert (first.status, second.status) == (202, 200)
+    show(first, site, tmp_path)
+    show(second, site, tmp_path)
+
+
+def show(example: Example, site: Site, folder: Path) -> None:
+    done = site.run(["bash"], example.command, folder)
+    assert done.returncode == 0, f"{example.command}\n{done.stderr}"
+    answer, _, status = done.stdout.rpartition("\n")
+    assert int(status) == (example.status or 200), f"{example.command}\n{answer}"
+    if example.kind == "json":
+        same_shape(json.loads(example.answer or ""), json.loads(answer), example.command)
+    elif example.kind == "text":
+        assert set((example.answer or "").splitlines()) <= set(answer.splitlines())
+    site.work()
 
 
 def test_every_route_is_described_and_has_an_example() -> None:
-    commands = [example.command for example in examples()]
+    commands = [example.command for example in examples(HTTP)]
     for route in ROUTES:
         path = route.path.replace("{dead_letter_id}", "<id>").replace("{email_id}", "<email_id>")
-        assert f"### `{route.method} {path}`\n" in README
+        assert f"### `{route.method} {path}`\n" in HTTP
         pattern = re.escape("$URL") + re.sub(r"\\{\w+\\}", r"[\\w-]+", re.escape(route.path)) + r"[\"?]"
         assert any(re.search(pattern, command) for command in commands), route.path
 
@@ -237,9 +254,9 @@ def test_the_first_curl_is_the_one_that_flask_start_prints(tmp_path: Path) -> No
 # The lists
 
 
-def table(heading: str) -> list[list[str]]:
+def table(document: str, heading: str) -> list[list[str]]:
     """The rows of the first table under a heading, as cells."""
-    part = README[README.index(f"\n{heading}\n") :]
+    part = document[document.index(f"\n{heading}\n") :]
     rows = re.findall(r"^\|.*\|$", part[: part.index("\n\n", part.index("\n|"))], re.MULTILINE)
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
 
@@ -256,12 +273,12 @@ def test_the_two_commands_stand_at_the_top() -> None:
 
 
 def test_nothing_is_promised_that_nobody_can_keep() -> None:
-    assert "exactly once" not in README.lower()
-    assert "exactly-once" not in README.lower()
+    for path in READMES:
+        assert not re.search(r"exactly[- ]once", path.read_text(), re.IGNORECASE), path
 
 
 def test_the_problem_codes_are_those_of_the_contract_with_their_statuses() -> None:
-    listed = {(int(status), name) for status, code, _ in table("## Problem codes") for name in names(code)}
+    listed = {(int(status), name) for status, code, _ in table(HTTP, "## Problem codes") for name in names(code)}
     contract = {(status, code) for route in ROUTES for status, codes in route.codes.items() for code in codes}
     assert contract <= listed
     assert listed - contract <= {(400, "bad_request"), (405, "method_not_allowed")}
@@ -269,55 +286,63 @@ def test_the_problem_codes_are_those_of_the_contract_with_their_statuses() -> No
 
 def test_the_payload_fields_are_those_that_are_taken() -> None:
     declared = [field.encode_name for field in fields(EmailPayload)]
-    assert [min(names(row[0])) for row in table("### `POST /webhook/email`")] == declared
+    assert [min(names(row[0])) for row in table(HTTP, "### `POST /webhook/email`")] == declared
 
 
 def test_the_headers_that_may_not_be_given_are_all_listed() -> None:
-    (sentence,) = re.findall(r"These headers are set by the service.*?\n\n", README, re.DOTALL)
+    (sentence,) = re.findall(r"These headers are set by the service.*?\n\n", HTTP, re.DOTALL)
     listed = {name.lower() for name in names(sentence)}
     assert {*FORBIDDEN_HEADERS, *FORBIDDEN_PREFIXES, "idempotency_header"} <= listed
 
 
 def test_the_statuses_and_the_reasons_are_all_explained() -> None:
-    assert [min(names(row[0])) for row in table("## How an e-mail travels")] == [status.value for status in Status]
-    assert {min(names(row[0])) for row in table("## Dead letters")} == {reason.value for reason in Reason}
-    outcomes = {min(names(row[0])) for row in table("### What a reply means")}
+    assert [min(names(row[0])) for row in table(README, "## How an e-mail travels")] == [
+        status.value for status in Status
+    ]
+    assert {min(names(row[0])) for row in table(README, "## Dead letters")} == {reason.value for reason in Reason}
+    outcomes = {min(names(row[0])) for row in table(MAIL, "## What a reply means")}
     assert outcomes == {outcome.value for outcome in Outcome} - {"cut"}
 
 
 def test_every_command_is_described() -> None:
-    listed = " ".join(row[0] for row in table("## Commands"))
+    listed = " ".join(row[0] for row in table(README, "## Commands"))
     single = {command.name for command in (cli.start, cli.stats, cli.pause, cli.resume, cli.check, cli.send_test)}
     single |= {command.name for command in (cli.erase, cli.secret, cli.end_outage)}
     grouped = {f"dead-letters {name}" for name in cli.dead_letters.commands}
     assert {name for name in single | grouped if f"`flask {name}" not in listed} == set()
 
 
-def test_every_event_of_the_log_is_described() -> None:
-    listed = {name for row in table("## Log") for name in names(row[0])}
-    assert logged() - listed == set()
+def test_every_event_of_the_log_is_declared_with_its_level() -> None:
+    levels: dict[str, set[str]] = {}
+    for level, event in logged():
+        levels.setdefault(event, set()).add(level)
+    chosen = {"accepted", "duplicate", "mismatch", "deferred", "dead_lettered", "delivered", "discarded", "released"}
+    chosen |= {"sent", "stale_outcome"}
+    assert EVENTS.keys() == levels.keys() | chosen
+    for event, found in levels.items():
+        assert found <= {*EVENTS[event][0].split(", "), "LOG"}, event
 
 
-def logged() -> set[str]:
+def logged() -> Iterator[tuple[str, str]]:
     """Every event that a file of the package logs by a name of its own; lines in plain words have blanks."""
-    found = set()
     for path in (ROOT / "emailsvc").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
             if node.func.attr in ("debug", "info", "warning", "error", "exception", "log"):
                 literals = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
-                found |= {text for text in literals if isinstance(text, str) and re.fullmatch(r"[a-z_]+", text)}
-    return found | {"accepted", "duplicate", "mismatch", "deferred", "dead_lettered", "delivered", "discarded", "sent"}
+                for text in literals:
+                    if isinstance(text, str) and re.fullmatch(r"[a-z_]+", text):
+                        yield node.func.attr.upper().replace("EXCEPTION", "ERROR"), text
 
 
 def test_the_connections_of_a_process_are_as_many_as_it_says() -> None:
-    assert f"A process holds at most {extensions.POOL_SIZE}: " in README
+    assert f"A process holds at most {extensions.POOL_SIZE}: " in OPERATING
 
 
 def test_the_threads_of_a_web_process_are_as_many_as_it_says_and_hold_a_connection_to_redis_each() -> None:
     assert f"(gunicorn, {serving.threads} threads a process)" in README
-    assert f"a web process up to {serving.threads} (one a thread)" in README
+    assert f"a web process up to {serving.threads} (one a thread)" in OPERATING
 
 
 def test_the_processes_to_name_are_those_of_the_procfile_that_go_on() -> None:
@@ -327,7 +352,7 @@ def test_the_processes_to_name_are_those_of_the_procfile_that_go_on() -> None:
 
 
 def test_the_largest_attachment_is_as_large_as_it_says(site: Site, make_app: Callable[[Config], Flask]) -> None:
-    (told,) = re.findall(r"under the default `MAX_REQUEST_BYTES` about ([0-9.]+) MB", README)
+    (told,) = re.findall(r"under the default `MAX_REQUEST_BYTES` about ([0-9.]+) MB", HTTP)
     client = make_app(site.config).test_client()
     for size, status in ((float(told), 202), (float(told) + 0.1, 413)):
         content = base64.b64encode(bytes(int(size * 1e6))).decode()
@@ -369,7 +394,7 @@ def test_a_redis_with_a_private_authority_is_trusted_when_the_url_names_it(tmp_p
         queue.build(load({"REDIS_URL": server.url}, tmp_path)).storage.enqueue(b"one")
         with pytest.raises(RedisError, match="certificate verify failed"):
             queue.build(load({"REDIS_URL": server.url.partition("?")[0]}, tmp_path)).storage.enqueue(b"two")
-        assert "`?ssl_ca_certs=/path/to/authority.pem`" in README
+        assert "`?ssl_ca_certs=/path/to/authority.pem`" in OPERATING
     finally:
         server.close()
 
@@ -384,14 +409,19 @@ def test_a_mail_server_with_a_private_authority_is_trusted_when_the_environment_
         trusting = {**os.environ, "SSL_CERT_FILE": str(tmp_path / "certificate.pem")}
         assert subprocess.run(command, cwd=ROOT, env=trusting, capture_output=True).returncode == 0
         assert b"certificate verify failed" in subprocess.run(command, cwd=ROOT, capture_output=True).stderr
-    assert "`SSL_CERT_FILE=/path/to/authority.pem`" in README
+    assert "`SSL_CERT_FILE=/path/to/authority.pem`" in OPERATING
 
 
-def test_every_link_leads_somewhere() -> None:
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", README, flags=re.DOTALL), re.MULTILINE)
-    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        if target.startswith("#"):
-            assert target[1:] in anchors, target
-        elif not target.startswith("https://"):
-            assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+        if not target.startswith("https://"):
+            name, _, anchor = target.partition("#")
+            other = (path.parent / name).resolve() if name else path
+            assert other.exists(), target
+            assert not anchor or anchor in anchors(other.read_text()), target
+
+
+def anchors(document: str) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", document, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -574,7 +574,7 @@ def explore(world: World, *, examples: int, steps: int, **options: Any) -> None:
 
 EXPLORED = {
     "lost", "rolled back", "reply lost", "crash after the dot", "swept uncertain", "swept untouched",
-    "logged outcome_not_ours", "uncertain replayed", "began in an outage", "began large", "cancelled", "duplicate",
+    "logged stale_outcome", "uncertain replayed", "began in an outage", "began large", "cancelled", "duplicate",
     "recovered",
 }  # fmt: skip
 

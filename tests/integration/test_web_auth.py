@@ -265,7 +265,7 @@ def test_failed_logins_are_logged_masked(make_client: Make, caplog: pytest.LogCa
     wrong = "wrong-token-secret-enough"
     client.get("/stats", headers={"Authorization": f"Bearer {wrong}"})
     client.get("/stats", headers=basic(wrong))
-    records = [record for record in caplog.records if record.getMessage() == "refused"]
+    records = [record for record in caplog.records if record.getMessage() == "access_denied"]
     assert [record.fields["scheme"] for record in records] == ["bearer", "basic"]  # type: ignore[attr-defined]
     written = str([record.__dict__ for record in records])
     assert "wro…" in written

@@ -181,14 +181,14 @@ def test_a_process_logs_to_standard_error_in_one_format(
     root: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log.configure(load({"LOG_FORMAT": "json"}, tmp_path))
-    logging.getLogger("emailsvc.web").warning("refused", extra={"fields": {"code": "bad_token"}})
+    logging.getLogger("emailsvc.web").warning("access_denied", extra={"fields": {"code": "bad_token"}})
     logging.getLogger("some.library").warning("odd")
     out, err = capsys.readouterr()
     assert out == ""
-    assert [json.loads(line)["event"] for line in err.splitlines()] == ["refused", "odd"]
+    assert [json.loads(line)["event"] for line in err.splitlines()] == ["access_denied", "odd"]
     log.configure(load({"LOG_FORMAT": "text"}, tmp_path))
-    logging.getLogger("emailsvc.web").warning("refused", extra={"fields": {"code": "bad_token"}})
-    assert capsys.readouterr().err.endswith(" WARNING refused code=bad_token\n")
+    logging.getLogger("emailsvc.web").warning("access_denied", extra={"fields": {"code": "bad_token"}})
+    assert capsys.readouterr().err.endswith(" WARNING access_denied code=bad_token\n")
 
 
 def test_the_least_level_is_configured_and_the_chatter_of_libraries_stays_out(

@@ -1,0 +1,36 @@
+"""The problem codes with their statuses and meanings; the table in this folder's README is written from it."""
+
+from __future__ import annotations
+
+PROBLEM_CODES = {
+    "invalid_json": (400, "not JSON, or nested too deeply; above 1 MiB also for a lone surrogate, a byte that is not UTF-8 or a `NaN`"),
+    "missing_field": (400, "a required field is missing"),
+    "unknown_field": (400, "a field or query parameter that the route does not know"),
+    "invalid_field": (400, "a value that is not allowed; `detail` says what is"),
+    "too_many": (400, "more e-mails, ids, headers or attachments than allowed"),
+    "incomplete_body": (400, "the body broke off"),
+    "bad_request": (400, "malformed HTTP"),
+    "unsigned": (401, "`webhook-id`, `webhook-timestamp` or `webhook-signature` (or one of Svix's) is missing"),
+    "bad_timestamp": (401, "`webhook-timestamp` is not a number of seconds"),
+    "stale_timestamp": (401, "it is more than five minutes from this server's time"),
+    "bad_signature": (401, "no signature fits a configured secret"),
+    "token_required": (401, "no `Authorization` header"),
+    "bad_token": (401, "the token is not one of `API_TOKENS`"),
+    "not_configured": (403, "only this machine is served until tokens or secrets are set"),
+    "bad_host": (403, "this machine, but under another name than `localhost`, `127.0.0.1` or `[::1]`"),
+    "cross_site": (403, "a page of another site, or Basic authentication without `X-Requested-With`"),
+    "not_found": (404, "no such e-mail, dead letter or route"),
+    "method_not_allowed": (405, "see the `Allow` header"),
+    "already_sent": (409, "cancel: the mail server took it"),
+    "sending": (409, "cancel: it is being sent right now"),
+    "failed": (409, "cancel: it was given up; see its dead letter"),
+    "maybe_sent": (409, "cancel: an uncertain attempt may have reached the mail server"),
+    "already_resolved": (409, "the dead letter was resolved in another way"),
+    "content_gone": (409, "replay: the content was erased or scrubbed"),
+    "too_large": (413, "the request is larger than `MAX_REQUEST_BYTES`"),
+    "not_json": (415, "`Content-Type` is not `application/json`, or the body is compressed"),
+    "payload_mismatch": (422, "a known `email_id` with other content"),
+    "internal_error": (500, "a fault of the service, which is in its log"),
+    "database_unavailable": (503, "the database does not answer; try again after `Retry-After` seconds"),
+    "not_ready": (503, "`/readyz`: e-mail cannot go out at the moment"),
+}  # fmt: skip
