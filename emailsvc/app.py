@@ -28,9 +28,9 @@ from emailsvc.db.connections import (
 )
 from emailsvc.db.extensions import db, engine_options, migrate
 from emailsvc.errors import ConfigurationError, brief
-from emailsvc.mail import Transport
 from emailsvc.mail.files import FileTransport
 from emailsvc.mail.smtp import SmtpTransport
+from emailsvc.mail.transport import Transport
 from emailsvc.settings.config import Config, from_environment
 from emailsvc.wakeups import queue, tasks
 from emailsvc.wakeups.locks import LocalLocks, RedisLocks

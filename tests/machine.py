@@ -247,16 +247,17 @@ class Actor:
     # The transport of a worker.
 
     def send(
-        self, mail: Mail, *, timeout: float, reply_timeout: float, before_dot: Callable[[], bool] = lambda: True
+        self, mail: Mail, *, deadline: float, reply_timeout: float, passing_dot: Callable[[], None] = lambda: None
     ) -> Result:
         if self.stopping.is_set():
             return Result(Outcome.CUT, "shutting down")
         self.world.begins(mail)
         self.mail = mail
         order = self.wait(BEFORE_DOT)
-        if order is GO and not before_dot():
+        if order is GO and self.clock >= deadline:
             order = Result(Outcome.DEFERRED, "the deadline passed before the dot")
         if order is GO:
+            passing_dot()
             self.dot = Dot(mail.message_id)
             self.world.server.on_the_way.append(self.dot)
             order = self.wait(AFTER_DOT)

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from emailsvc.mail import Mail, Result, Transport
+from emailsvc.clock import monotonic
+from emailsvc.mail import Mail, Result
+from emailsvc.mail.transport import Transport
 from emailsvc.settings.parsers import SmtpServer
 from tests.smtpd import Smtpd
 
@@ -41,9 +43,11 @@ def send(
     *,
     timeout: float = 10.0,
     reply_timeout: float = 10.0,
-    before_dot: Callable[[], bool] = lambda: True,
+    passing_dot: Callable[[], None] = lambda: None,
 ) -> Result:
-    return transport.send(mail or a_mail(), timeout=timeout, reply_timeout=reply_timeout, before_dot=before_dot)
+    """``timeout`` seconds from now is the deadline."""
+    deadline = monotonic() + timeout
+    return transport.send(mail or a_mail(), deadline=deadline, reply_timeout=reply_timeout, passing_dot=passing_dot)
 
 
 def at(server: Smtpd, tls: str = "none", **changes: Any) -> SmtpServer:

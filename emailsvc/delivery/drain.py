@@ -21,8 +21,9 @@ from emailsvc.clock import monotonic
 from emailsvc.delivery.notes import Note, Unnoted
 from emailsvc.errors import brief
 from emailsvc.log import mask, without_addresses
-from emailsvc.mail import Attachment, Mail, Transport
+from emailsvc.mail import Attachment, Mail
 from emailsvc.mail.outcome import Outcome, Result
+from emailsvc.mail.transport import Transport
 from emailsvc.outbox import Claim, Claimed, Idle, InDoubt, Recorded
 from emailsvc.settings.config import Config
 
@@ -191,31 +192,23 @@ class _Batch:
         return row.expires_at is not None and now >= row.expires_at
 
     def _converse(self, row: Claimed) -> Result:
-        timeout = self._timeout(row)
         try:
             mail = self._mail(row)
         except Exception as exc:  # noqa: BLE001 - any exception before the dot is this mail's own
             return Result(Outcome.REJECTED, f"cannot be built: {type(exc).__name__}: {exc}")
         if not self._may_start():  # asked last: a renewal or the content may have waited for the database
             return Result(Outcome.CUT, "delivery was paused or interrupted; no conversation was begun")
-        # Stopped between this look at the clock and the dot, this process may sleep for any time.
-        dot_until = monotonic() + timeout
-        if dot_until + self.config.smtp_reply_timeout_seconds > self.lease_until or self._has_expired(row):
+        # A moment, not a duration: between this look at the clock and the dot, this process may sleep for any time.
+        deadline = monotonic() + self._timeout(row)
+        if deadline + self.config.smtp_reply_timeout_seconds > self.lease_until or self._has_expired(row):
             return Result(Outcome.CUT, "the database was waited for too long; no conversation was begun")
-
-        def before_dot() -> bool:
-            if monotonic() >= dot_until:
-                return False
-            self.drain.note.passes_dot()
-            return True
-
         self.drain.note.begins(row.id)
         try:
             return self.drain.transport.send(
                 mail,
-                timeout=timeout,
+                deadline=deadline,
                 reply_timeout=self.config.smtp_reply_timeout_seconds,
-                before_dot=before_dot,
+                passing_dot=self.drain.note.passes_dot,
             )
         except Exception as exc:
             log.exception("transport_raised", extra={"fields": {"email_id": row.email_id}})

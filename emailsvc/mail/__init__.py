@@ -1,11 +1,10 @@
-"""One e-mail, what became of it, and the interface that every transport keeps."""
+"""One e-mail, and what became of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
 
 from emailsvc.mail.outcome import Outcome, Result
 
@@ -34,24 +33,4 @@ class Mail:
     attachments: Sequence[Attachment] = ()
 
 
-class Transport(Protocol):
-    """Takes one mail at a time. Used by one thread; only ``stop``, and after it ``close``, may be called from another.
-
-    ``send`` never raises: whatever happens is a Result, because only the transport knows on which side of the final
-    dot it happened. ``timeout`` bounds the conversation up to the dot in seconds, in total; ``reply_timeout`` the wait
-    for the reply to the dot. ``before_dot`` is asked immediately before the dot is sent: False means that the time is
-    up, and the conversation is cut there.
-    """
-
-    def send(
-        self, mail: Mail, *, timeout: float, reply_timeout: float, before_dot: Callable[[], bool] = lambda: True
-    ) -> Result: ...
-
-    def stop(self, grace: float) -> None:
-        """Shut down: cut a conversation that is before its dot; give one after it ``grace`` seconds more."""
-
-    def close(self) -> None:
-        """Let go of any kept connection, but not of a conversation. Trouble while doing so is logged, never raised."""
-
-
-__all__ = ["Attachment", "Mail", "Outcome", "Result", "Transport"]
+__all__ = ["Attachment", "Mail", "Outcome", "Result"]

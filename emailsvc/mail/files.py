@@ -10,50 +10,33 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from emailsvc.clock import monotonic, utcnow
+from emailsvc.clock import utcnow
 from emailsvc.mail import Mail, Outcome, Result
-from emailsvc.mail.message import build, needs_smtputf8
+from emailsvc.mail.line import LineCut
+from emailsvc.mail.message import Letter
+from emailsvc.mail.transport import Transport
 
 
-class FileTransport:
+class FileTransport(Transport):
     """A file appears whole and on the disk, or not at all; the rename is the final dot."""
 
     def __init__(self, folder: Path, *, idempotency_header: str | None = None) -> None:
+        super().__init__(idempotency_header=idempotency_header)
         self._folder = folder
-        self._idempotency_header = idempotency_header
-        self._stopped = False
 
-    def send(
-        self, mail: Mail, *, timeout: float, reply_timeout: float, before_dot: Callable[[], bool] = lambda: True
-    ) -> Result:
-        deadline = monotonic() + timeout
-        if self._stopped:
-            return Result(Outcome.CUT, "shutting down; nothing was written")
+    def _hand_over(self, letter: Letter, pass_dot: Callable[[], None]) -> Result:
+        self._step = "writing the file"
+        name = _file_name(letter.mail, utcnow())
+        temporary = self._folder / f".{name}.part"
         try:
-            header, international = self._idempotency_header, needs_smtputf8(mail)
-            data = build(mail, idempotency_header=header, smtputf8=international)
-            name = _file_name(mail, utcnow())
-            return self._write(name, data, lambda: before_dot() and monotonic() < deadline and not self._stopped)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _write_through(temporary, letter.data)
+            pass_dot()
+            temporary.rename(self._folder / name)
+        except LineCut:
+            raise
         except OSError as exc:  # disk full, no permission, no folder: nothing about this mail, and nothing was written
             return Result(Outcome.OUTAGE, f"cannot write to {self._folder}: {exc.strerror or type(exc).__name__}")
-        except Exception as exc:  # noqa: BLE001 - as the SMTP transport: whatever else precedes the dot is the mail's fault
-            return Result(Outcome.REJECTED, f"building the message: {type(exc).__name__}: {exc}")
-
-    def stop(self, grace: float) -> None:
-        self._stopped = True
-
-    def close(self) -> None:
-        pass
-
-    def _write(self, name: str, data: bytes, before_rename: Callable[[], bool]) -> Result:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        temporary, final = self._folder / f".{name}.part", self._folder / name
-        try:
-            _write_through(temporary, data)
-            if not before_rename():
-                cut = Result(Outcome.CUT, "shutting down; nothing was written")
-                return cut if self._stopped else Result(Outcome.DEFERRED, "the deadline passed before the rename")
-            temporary.rename(final)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ import base64
 import re
 from urllib.parse import quote
 
-from emailsvc.errors import InvalidPayload
 from emailsvc.intake import addresses
 
 CRLF = "\r\n"
@@ -14,11 +13,12 @@ COLUMNS = 78  # a line should be no longer, RFC 5322 §2.1.1
 LONGEST_WORD = addresses.LONGEST_WORD
 ENCODED_WORD = 75  # RFC 2047 §2
 
-# Checked here once more although payload.py did: this is the last place before the wire.
+# The rules of a payload are not asked again. These guard the wire itself: one line, one field, one address, whatever
+# came before.
 _breaks = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
 _plain = re.compile(r"[!-~](?:[ -~]*[!-~])?|").fullmatch
 _name = re.compile(r"[!-9;-~]{1,76}").fullmatch
-_one_address = re.compile(r"[^\s\x00-\x20\x7f-\xa0<>,;:\"()\[\]\\@]+@[A-Za-z0-9_.-]+").fullmatch
+_one_address = re.compile(r"[^\s\x00-\x20\x7f-\xa0\ud800-\udfff<>,;:\"()\[\]\\@]{1,64}@[A-Za-z0-9_.-]{1,253}").fullmatch
 _simple_filename = re.compile(r"(?! )[A-Za-z0-9 _.+()@,#&~-]{1,100}(?<! )").fullmatch
 
 
@@ -44,9 +44,9 @@ def field(name: str, text: str) -> str:
 
 
 def raw_field(name: str, text: str) -> str:
-    """A field that was validated by its own grammar and must not be folded."""
-    if not _name(name) or _breaks(text):
-        raise Unbuildable(f"{name[:76]!r} contains control characters or line breaks")
+    """A field that has a grammar of its own and must not be folded."""
+    if _breaks(text) or len(text) > LONGEST_WORD:
+        raise Unbuildable(f"{name} contains control characters or line breaks, or is too long for a line")
     return f"{name}: {text}"
 
 
@@ -65,7 +65,7 @@ def _encoded_words(text: str, room: int) -> list[str]:
     """RFC 2047 §5: whole characters in each word, at most 75 octets a word; blanks between words vanish in decoding."""
     words, chunk, most = [], b"", _octets(min(room, ENCODED_WORD))
     for character in text:
-        octets = _utf8(character)
+        octets = character.encode()
         if len(chunk) + len(octets) > most:
             words.append(chunk)
             chunk, most = b"", _octets(ENCODED_WORD)
@@ -77,42 +77,25 @@ def _octets(columns: int) -> int:
     return max((columns - len("=?utf-8?b??=")) // 4 * 3, 6)
 
 
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as exc:
-        raise Unbuildable("a text contains half a surrogate pair") from exc
-
-
 def envelope_address(address: str) -> str:
-    """The address with its domain as A-labels. A non-ASCII local part stays: see ``is_international``.
+    """The address with its domain as A-labels; a non-ASCII local part stays.
 
     Raises Unbuildable for anything but one bare address, and for a domain that IDNA would turn into another one.
     """
-    try:
-        addresses.address(address, "an address")
-        local, _, domain = address.rpartition("@")
-        wire = f"{local}@{domain if domain.isascii() else domain.encode('idna').decode()}"
-    except (InvalidPayload, UnicodeError) as exc:
-        raise Unbuildable(str(exc)) from exc
+    local, _, domain = address.rpartition("@")
+    wire = f"{local}@{addresses.to_ascii(domain) or ''}"
     if not _one_address(wire):
         raise Unbuildable("an address is not exactly one bare address")
     return wire
 
 
-def is_international(address: str) -> bool:
-    """Its local part cannot be written in ASCII: it needs a server with SMTPUTF8 (RFC 6531)."""
-    return not address.rpartition("@")[0].isascii()
-
-
 def attachment_name(filename: str) -> str:
     """The Content-Disposition field; RFC 2231 for all but the plainest names, so that no quoting can go wrong."""
-    if not filename or _breaks(filename):
-        raise Unbuildable("an attachment's filename is empty or contains control characters or line breaks")
+    if _breaks(filename):
+        raise Unbuildable("an attachment's filename contains control characters or line breaks")
     start = "Content-Disposition: attachment"
     if _simple_filename(filename):
         return f'{start};{CRLF} filename="{filename}"'
-    _utf8(filename)
     encoded = "utf-8''" + quote(filename, safe="")
     if len(encoded) <= LONGEST_WORD:
         return f"{start};{CRLF} filename*={encoded}"

@@ -43,7 +43,6 @@ class Line:
         self._phase = Phase.IDLE
         self._stopped = False
         self.cut: Cut | None = None  # of the present conversation
-        self.alive = False  # the attached socket was not shut by us
         watchdog.watch(self)
 
     def begin(self, deadline: float) -> bool:
@@ -120,7 +119,7 @@ class Line:
         handle = sock.dup()
         with self._changed:
             self._release()
-            self._handle, self.alive = handle, True
+            self._handle = handle
             if self.cut is not None:
                 self._shut(self.cut)
 
@@ -149,7 +148,7 @@ class Line:
         raise errors[0] if errors else LineCut((self.cut or Cut.DEADLINE).value)
 
     def _shut(self, why: Cut) -> None:
-        self.cut, self._deadline, self.alive = why, math.inf, False
+        self.cut, self._deadline = why, math.inf
         if self._handle is not None:
             # Ends any read or write of the other thread; closing is left to that thread, so no descriptor is reused.
             with contextlib.suppress(OSError):
@@ -157,7 +156,6 @@ class Line:
         self._changed.notify_all()
 
     def _release(self) -> None:
-        self.alive = False
         if self._handle is not None:
             self._handle.close()
             self._handle = None

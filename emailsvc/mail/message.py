@@ -10,10 +10,9 @@ from __future__ import annotations
 import binascii
 import hashlib
 import re
+from dataclasses import dataclass
 from email.utils import format_datetime
 
-from emailsvc.errors import InvalidPayload
-from emailsvc.intake import addresses
 from emailsvc.mail import Attachment, Mail
 from emailsvc.mail.header import (
     LONGEST_WORD,
@@ -21,7 +20,6 @@ from emailsvc.mail.header import (
     attachment_name,
     envelope_address,
     field,
-    is_international,
     raw_field,
 )
 
@@ -32,57 +30,61 @@ _ASCII = bytes(range(128))
 BASE64_BLOCK = 57 * 1024  # whole lines of 76 characters
 
 
-def build(mail: Mail, *, idempotency_header: str | None = None, smtputf8: bool = False) -> bytes:
-    """The whole message. Raises Unbuildable for what cannot be sent exactly as it is.
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A mail ready to go: its envelope, and the bytes that follow DATA."""
 
-    ``smtputf8`` allows raw UTF-8 in address fields; without it an international local part is Unbuildable.
-    """
-    if needs_smtputf8(mail) and not smtputf8:
-        raise Unbuildable("an address has a non-ASCII local part, which needs a mail server with SMTPUTF8")
-    head = "\r\n".join(_head(mail, idempotency_header))
-    message = f"{head}\r\n".encode() + _content(mail)
-    rest = message.replace(b"\r\n", b"")
-    if b"\r" in rest or b"\n" in rest:  # must not happen; would be SMTP smuggling (CVE-2023-51764) if it did
+    mail: Mail
+    sender: str
+    recipient: str
+    data: bytes
+    international: bool  # raw UTF-8 in an address, which needs a server with SMTPUTF8 (RFC 6531)
+
+
+def build(mail: Mail, idempotency_header: str | None = None) -> Letter:
+    """Raises Unbuildable for what cannot be sent exactly as it is."""
+    sender, recipient = envelope_address(mail.sender), envelope_address(mail.recipient)
+    reply_to = None if mail.reply_to is None else envelope_address(mail.reply_to)
+    try:
+        head = "\r\n".join(_head(mail, sender, recipient, reply_to, idempotency_header))
+        data = f"{head}\r\n".encode() + _content(mail)
+    except UnicodeEncodeError as exc:
+        raise Unbuildable(f"a text cannot be encoded: {exc.reason}") from exc
+    if not data.count(b"\r\n") == data.count(b"\r") == data.count(b"\n"):
+        # must not happen; would be SMTP smuggling (CVE-2023-51764) if it did
         raise Unbuildable("a line end is not CRLF")
-    return message
+    return Letter(mail, sender, recipient, data, not f"{sender}{recipient}{reply_to}".isascii())
 
 
-def needs_smtputf8(mail: Mail) -> bool:
-    return any(is_international(address) for address in (mail.sender, mail.recipient, mail.reply_to or ""))
-
-
-def _head(mail: Mail, idempotency_header: str | None) -> list[str]:
-    if not _message_id(mail.message_id) or len(mail.message_id) > LONGEST_WORD:
+def _head(mail: Mail, sender: str, recipient: str, reply_to: str | None, idempotency_header: str | None) -> list[str]:
+    if not _message_id(mail.message_id):
         raise Unbuildable("the Message-ID is not of the form <left@right>")
     lines = [
         raw_field("Date", format_datetime(mail.date)),
         raw_field("Message-ID", mail.message_id),
-        raw_field("From", envelope_address(mail.sender)),
-        raw_field("To", envelope_address(mail.recipient)),
+        raw_field("From", sender),
+        raw_field("To", recipient),
         field("Subject", mail.subject),
         "Auto-Submitted: auto-generated",  # RFC 3834: robots do not answer
         "MIME-Version: 1.0",
     ]
-    if mail.reply_to is not None:
-        lines.append(raw_field("Reply-To", envelope_address(mail.reply_to)))
+    if reply_to is not None:
+        lines.append(raw_field("Reply-To", reply_to))
     if idempotency_header:
         lines.append(field(idempotency_header, mail.email_id))
-    return lines + _custom(mail, idempotency_header)
-
-
-def _custom(mail: Mail, idempotency_header: str | None) -> list[str]:
-    seen: set[str] = set()
-    lines = []
-    for name, value in mail.headers.items():
-        try:
-            addresses.header(name, value, idempotency_header)
-        except InvalidPayload as exc:
-            raise Unbuildable(str(exc)) from exc
-        if name.lower() in seen:
-            raise Unbuildable(f"headers.{name} is given twice")
-        seen.add(name.lower())
-        lines.append(field(name, value))
+    lines += [field(name, value) for name, value in mail.headers.items()]
+    _no_field_twice(lines)
     return lines
+
+
+def _no_field_twice(lines: list[str]) -> None:
+    """One that was accepted may have become ours since: IDEMPOTENCY_HEADER is a setting."""
+    seen = {"content-type", "content-transfer-encoding"}
+    for line in lines:
+        name = line.partition(":")[0].lower()
+        if name in seen:
+            raise Unbuildable(f"the header field {name} is given twice")
+        seen.add(name)
 
 
 def _content(mail: Mail) -> bytes:
@@ -108,10 +110,7 @@ def _text(subtype: str, text: str) -> bytes:
 
 def _encoded(text: str) -> tuple[str, bytes]:
     """Quoted-printable where it is the shorter one, which mostly ASCII text is."""
-    try:
-        octets = text.encode()
-    except UnicodeEncodeError as exc:
-        raise Unbuildable("the text contains half a surrogate pair") from exc
+    octets = text.encode()
     if len(octets.translate(None, _ASCII)) * 6 > len(octets):
         return "base64", _base64(octets.replace(b"\n", b"\r\n"))
     return "quoted-printable", binascii.b2a_qp(octets, istext=True).replace(b"\n", b"\r\n")
@@ -131,20 +130,14 @@ def _base64_lines(octets: bytes) -> bytes:
 def _attachment(attachment: Attachment) -> bytes:
     """Always base64, whatever its type, so that its bytes arrive as they are.
 
-    multipart and message types are refused: RFC 2046 forbids base64 for them, without which they might be changed.
+    multipart and message types never come here: RFC 2046 forbids base64 for them, without which they might be changed.
     """
-    try:
-        addresses.content_type(attachment.content_type, "an attachment's content_type")
-    except InvalidPayload as exc:
-        raise Unbuildable(str(exc)) from exc
-    if len(attachment.content_type) > LONGEST_WORD:
-        raise Unbuildable("an attachment's content_type is too long")
     head = [
         raw_field("Content-Type", attachment.content_type),
         "Content-Transfer-Encoding: base64",
         attachment_name(attachment.filename),
     ]
-    return "\r\n".join([*head, "", ""]).encode() + _base64(attachment.content)
+    return "\r\n".join([*head, "", ""]).encode("ascii") + _base64(attachment.content)
 
 
 def _multipart(subtype: str, parts: list[bytes]) -> bytes:

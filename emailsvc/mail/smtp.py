@@ -10,16 +10,16 @@ import logging
 import re
 import ssl
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from emailsvc.clock import monotonic
-from emailsvc.mail import Mail, Outcome, Result
+from emailsvc.mail import Outcome, Result
 from emailsvc.mail.connection import Connection, Reply
-from emailsvc.mail.header import Unbuildable, envelope_address
-from emailsvc.mail.line import Cut, Line, LineCut
-from emailsvc.mail.meaning import ACCOUNT, BAD_CONNECTION, CLOSING, Refused, Stale, of_dot, of_failure
-from emailsvc.mail.message import build, needs_smtputf8
+from emailsvc.mail.header import Unbuildable
+from emailsvc.mail.line import Line
+from emailsvc.mail.meaning import ACCOUNT, BAD_CONNECTION, CLOSING, Refused, Stale, of_dot
+from emailsvc.mail.message import Letter
+from emailsvc.mail.transport import Transport
 
 if TYPE_CHECKING:
     from emailsvc.settings.parsers import SmtpServer
@@ -27,26 +27,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAILS_PER_CONNECTION = 100  # servers close with 421 after 25 to 350
-IDLE_SECONDS = 30.0
 QUIT_SECONDS = 1.0
 
 _leading_dot = re.compile(rb"(?m)^\.")
 
 
-@dataclass(frozen=True, slots=True)
-class _Letter:
-    """One mail ready to go: its envelope, its bytes, and the caller's time for it."""
-
-    sender: str
-    recipient: str
-    data: bytes
-    smtputf8: bool
-    reply_timeout: float
-    before_dot: Callable[[], bool]
-
-
-class SmtpTransport:
-    """Keeps one connection. Used by one thread; ``stop``, and after it ``close``, may be called from another."""
+class SmtpTransport(Transport):
+    """Keeps one connection."""
 
     def __init__(
         self,
@@ -55,37 +42,11 @@ class SmtpTransport:
         idempotency_header: str | None = None,
         context: ssl.SSLContext | None = None,
     ) -> None:
+        super().__init__(idempotency_header=idempotency_header)
         self._server = server
-        self._idempotency_header = idempotency_header
         self._context = context
-        self._line = Line()
         self._connection: Connection | None = None
-        self._idle_until = 0.0
         self._needs_reset = False
-        self._step = ""
-
-    def send(
-        self, mail: Mail, *, timeout: float, reply_timeout: float, before_dot: Callable[[], bool] = lambda: True
-    ) -> Result:
-        deadline = monotonic() + timeout
-        self._retire()
-        if not self._line.begin(deadline):
-            return Result(Outcome.CUT, "shutting down; no conversation was begun")
-        self._step = "building the message"
-        usable = False
-        try:
-            result = self._deliver(self._letter(mail, reply_timeout, before_dot))
-            usable = result.outcome is not Outcome.UNCERTAIN and result.code != CLOSING
-        except Exception as exc:  # noqa: BLE001 - each failure has a meaning, which only this side of the dot knows
-            result = of_failure(exc, self._line.why(), self._step, after_dot=self._line.after_dot)
-            usable = isinstance(exc, Unbuildable) or (isinstance(exc, Refused) and exc.usable)
-        finally:
-            self._settle(usable)
-        self._needs_reset = result.outcome is not Outcome.SENT
-        return result
-
-    def stop(self, grace: float) -> None:
-        self._line.stop(grace)
 
     def close(self) -> None:
         """QUIT, politely but not for long. A conversation of another thread is left alone: reading its reply, or ending
@@ -97,18 +58,42 @@ class SmtpTransport:
         if connection is not None:
             _quit(connection)
 
-    def _letter(self, mail: Mail, reply_timeout: float, before_dot: Callable[[], bool]) -> _Letter:
-        international = needs_smtputf8(mail)
-        data = build(mail, idempotency_header=self._idempotency_header, smtputf8=international)
-        sender, recipient = envelope_address(mail.sender), envelope_address(mail.recipient)
-        return _Letter(sender, recipient, _leading_dot.sub(b"..", data), international, reply_timeout, before_dot)
+    def _prepare(self) -> None:
+        """Part with a connection that was idle for too long, or has taken many mails."""
+        if self._line.why():
+            self._drop()
+        elif self._connection is not None and self._connection.mails >= MAILS_PER_CONNECTION:
+            self.close()
 
-    def _deliver(self, letter: _Letter) -> Result:
+    def _hand_over(self, letter: Letter, pass_dot: Callable[[], None]) -> Result:
+        usable = sent = False
+        try:
+            result = self._deliver(letter, pass_dot)
+            sent = result.outcome is Outcome.SENT
+            usable = result.outcome is not Outcome.UNCERTAIN and result.code != CLOSING
+            return result
+        except Unbuildable:
+            usable = True
+            raise
+        except Refused as refused:
+            usable = refused.usable
+            raise
+        finally:
+            self._needs_reset = not sent
+            if not usable or self._line.why():
+                self._drop()
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _deliver(self, letter: Letter, pass_dot: Callable[[], None]) -> Result:
         if self._connection is not None:
             try:
                 if unasked := self._connection.unasked():
                     raise Stale(unasked)
-                return self._hand_over(self._connection, letter, kept=True)
+                return self._converse(self._connection, letter, pass_dot, kept=True)
             except Stale as stale:
                 logger.info("The kept connection had ended, connecting anew: %s", stale)
                 self._connection.close()
@@ -116,22 +101,20 @@ class SmtpTransport:
         self._step = "connecting"
         self._connection, self._needs_reset = Connection(self._server, self._line, self._context), False
         self._connection.open()
-        return self._hand_over(self._connection, letter, kept=False)
+        return self._converse(self._connection, letter, pass_dot, kept=False)
 
-    def _hand_over(self, connection: Connection, letter: _Letter, *, kept: bool) -> Result:
-        if letter.smtputf8 and not connection.has_extn("smtputf8"):
+    def _converse(self, connection: Connection, letter: Letter, pass_dot: Callable[[], None], *, kept: bool) -> Result:
+        if letter.international and not connection.has_extn("smtputf8"):
             raise Unbuildable("an address has a non-ASCII local part, and the mail server does not offer SMTPUTF8")
         connection.mails += 1
         self._ask(connection, letter, kept)
         self._step = "the message"
-        connection.send(letter.data)
-        # Asked last of all: the time that the message took counts, too.
-        if not letter.before_dot() or not self._line.pass_dot(monotonic() + letter.reply_timeout):
-            raise LineCut(Cut.DEADLINE.value)
+        connection.send(_leading_dot.sub(b"..", letter.data))
+        pass_dot()
         connection.send(b".\r\n")
         return of_dot(connection.read())
 
-    def _ask(self, connection: Connection, letter: _Letter, kept: bool) -> None:
+    def _ask(self, connection: Connection, letter: Letter, kept: bool) -> None:
         """RSET if needed, MAIL, RCPT, DATA. Returns when the server waits for the message; raises Refused or Stale."""
         refused: Refused | None = None
         replies: dict[str, Reply] = {}
@@ -168,9 +151,9 @@ class SmtpTransport:
                 connection.send(line)
             yield command, connection.read()
 
-    def _commands(self, connection: Connection, letter: _Letter) -> list[tuple[str, bytes]]:
+    def _commands(self, connection: Connection, letter: Letter) -> list[tuple[str, bytes]]:
         options = f" SIZE={len(letter.data)}" if connection.has_extn("size") else ""
-        if letter.smtputf8:
+        if letter.international:
             options += (" BODY=8BITMIME" if connection.has_extn("8bitmime") else "") + " SMTPUTF8"
         commands = [
             ("MAIL", f"MAIL FROM:<{letter.sender}>{options}\r\n".encode()),
@@ -191,23 +174,6 @@ class SmtpTransport:
             refused.usable = connection.read().kind in (2, 4, 5)
         except OSError as exc:
             logger.info("Leaving DATA failed: %s", type(exc).__name__)
-
-    def _retire(self) -> None:
-        connection = self._connection
-        if connection is None:
-            return
-        if not self._line.alive or monotonic() >= self._idle_until:
-            connection.close()
-            self._connection = None
-        elif connection.mails >= MAILS_PER_CONNECTION:
-            self.close()
-
-    def _settle(self, usable: bool) -> None:
-        if self._connection is not None and not (usable and self._line.alive):
-            self._connection.close()
-            self._connection = None
-        self._idle_until = monotonic() + IDLE_SECONDS
-        self._line.rest(self._idle_until)
 
 
 def check(server: SmtpServer, *, timeout: float = 15.0, context: ssl.SSLContext | None = None) -> str:

@@ -21,7 +21,7 @@ from emailsvc.clock import monotonic
 from emailsvc.delivery.drain import DATABASE_AWAY, Drain
 from emailsvc.delivery.notes import Note, Notebook, Unnoted, forget, left_behind
 from emailsvc.errors import brief
-from emailsvc.mail import Transport
+from emailsvc.mail.transport import Transport
 from emailsvc.outbox import InDoubt, Swept
 from emailsvc.service import Service
 from emailsvc.settings.config import Config

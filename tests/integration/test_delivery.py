@@ -322,14 +322,36 @@ def test_a_row_whose_stored_content_is_nonsense_is_its_own_dead_letter(bench: Be
     assert (row(bench.engine, "poison").status, row(bench.engine, "fine").status) == ("failed", "sent")
 
 
-def test_a_transport_that_raises_leaves_an_uncertain_mail(bench: Bench) -> None:
-    def explode(_mail: Mail) -> Result:
-        raise RuntimeError("a bug")
+def test_a_transport_that_raises_leaves_an_uncertain_mail(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = bench.transport.send
 
+    def explode(mail: Mail, **given: Any) -> Result:
+        if mail.email_id == "a":
+            raise RuntimeError("a bug")
+        return honest(mail, **given)
+
+    monkeypatch.setattr(bench.transport, "send", explode)
     accept(bench.engine, bench.config, "a", "b")
-    bench.answer(explode).run()
+    bench.run()
     assert rows(bench.engine, DeadLetter)[0].reason == "uncertain"
     assert row(bench.engine, "b").status == "sent"
+
+
+def test_the_dot_has_a_deadline_that_its_lease_covers(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, began, given = bench.transport.send, monotonic(), []
+
+    def look(mail: Mail, *, deadline: float, reply_timeout: float, passing_dot: Callable[[], None]) -> Result:
+        given.append((deadline, reply_timeout))
+        return honest(mail, deadline=deadline, reply_timeout=reply_timeout, passing_dot=passing_dot)
+
+    monkeypatch.setattr(bench.transport, "send", look)
+    accept(bench.engine, bench.config, "a")
+    bench.run()
+    ((deadline, reply_timeout),) = given
+    most = bench.config.smtp_timeout_seconds + row(bench.engine, "a").size / delivery.BYTES_PER_SECOND
+    assert began < deadline <= monotonic() + most
+    assert reply_timeout == bench.config.smtp_reply_timeout_seconds
+    assert deadline + reply_timeout <= monotonic() + bench.config.lease_seconds
 
 
 def test_a_pause_in_the_middle_of_a_batch_releases_the_rest(bench: Bench) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import email.policy
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from emailsvc.mail import Mail, Outcome, Result, Transport, files
+from emailsvc.clock import monotonic
+from emailsvc.mail import Mail, Outcome, Result, files
 from emailsvc.mail.files import FileTransport
 from emailsvc.mail.memory import MemoryTransport
 from emailsvc.mail.smtp import SmtpTransport
+from emailsvc.mail.transport import Transport
 from tests.mails import a_mail, at, send
 from tests.smtpd import Smtpd
 
@@ -101,32 +104,61 @@ def test_a_mail_that_cannot_be_built_is_rejected(post: Post) -> None:
     assert post.messages() == []
 
 
-def test_a_no_to_the_question_before_the_dot_sends_nothing(post: Post) -> None:
-    result = send(post.transport, before_dot=lambda: False)
+def test_a_deadline_that_passes_just_before_the_dot_sends_nothing(post: Post) -> None:
+    """The last look at the clock comes after everything else, the worker's note included."""
+    assert send(post.transport).outcome is Outcome.SENT  # so that connecting takes nothing of the time
+    deadline = monotonic() + 1.0
+    noted: list[float] = []
+
+    def slowly() -> None:
+        noted.append(monotonic())
+        while monotonic() < deadline:
+            time.sleep(0.01)
+
+    result = post.transport.send(a_mail(), deadline=deadline, reply_timeout=10.0, passing_dot=slowly)
     assert result.outcome is Outcome.DEFERRED
     assert "deadline" in result.text
+    assert (len(noted), len(post.messages())) == (1, 1)
+
+
+def test_a_deadline_that_has_passed_sends_nothing(post: Post) -> None:
+    assert send(post.transport, timeout=-0.001).outcome is Outcome.DEFERRED
     assert post.messages() == []
 
 
-def test_the_question_is_asked_once_and_before_anything_arrives(post: Post) -> None:
+def test_the_dot_is_announced_once_and_before_anything_arrives(post: Post) -> None:
     seen: list[int] = []
 
-    def before_dot() -> bool:
+    def passing_dot() -> None:
         seen.append(len(post.messages()) if not isinstance(post, FilePost) else len(list(post.folder.glob("*.eml"))))
-        return True
 
-    send(post.transport, before_dot=before_dot)
+    send(post.transport, passing_dot=passing_dot)
     assert len(seen) == 1
     assert len(post.messages()) == 1
 
 
 def test_an_exception_before_the_dot_is_a_result(post: Post) -> None:
-    def before_dot() -> bool:
+    def passing_dot() -> None:
         raise RuntimeError("oops")
 
-    result = send(post.transport, before_dot=before_dot)
+    result = send(post.transport, passing_dot=passing_dot)
     assert result.outcome is Outcome.REJECTED
     assert "RuntimeError: oops" in result.text
+    assert post.messages() == []
+
+
+def test_a_dot_that_cannot_be_noted_is_not_sent(post: Post) -> None:
+    def passing_dot() -> None:
+        raise OSError(28, "No space left on device")
+
+    result = send(post.transport, passing_dot=passing_dot)
+    assert result.outcome in (Outcome.DEFERRED, Outcome.OUTAGE)
+    assert "No space left" in result.text
+    assert post.messages() == []
+
+
+def test_stop_just_before_the_dot_cuts(post: Post) -> None:
+    assert send(post.transport, passing_dot=lambda: post.transport.stop(60.0)).outcome is Outcome.CUT
     assert post.messages() == []
 
 

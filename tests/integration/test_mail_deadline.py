@@ -173,17 +173,14 @@ def test_a_name_look_up_that_hangs_is_left_behind_at_the_deadline(monkeypatch: p
     assert "the deadline passed" in result.text
 
 
-def test_the_deadline_that_passes_within_the_question_cuts_before_the_dot(
-    server: Smtpd, transport: SmtpTransport
-) -> None:
+def test_the_deadline_that_passes_within_the_note_cuts_before_the_dot(server: Smtpd, transport: SmtpTransport) -> None:
     passed = threading.Event()
 
-    def before_dot() -> bool:
+    def passing_dot() -> None:
         passed.wait(0.6)
-        return True
 
     assert send(transport).outcome is SENT
-    assert send(transport, timeout=0.3, before_dot=before_dot).outcome is DEFERRED
+    assert send(transport, timeout=0.3, passing_dot=passing_dot).outcome is DEFERRED
     assert server.taken == 1
 
 
@@ -219,12 +216,11 @@ def test_stop_cuts_a_tls_handshake(server: Smtpd) -> None:
     assert sending.outcome() is CUT
 
 
-def test_stop_within_the_question_before_the_dot_cuts(server: Smtpd, transport: SmtpTransport) -> None:
-    def before_dot() -> bool:
+def test_stop_within_the_note_before_the_dot_cuts(server: Smtpd, transport: SmtpTransport) -> None:
+    def passing_dot() -> None:
         transport.stop(grace=60)
-        return True
 
-    assert send(transport, before_dot=before_dot).outcome is CUT
+    assert send(transport, passing_dot=passing_dot).outcome is CUT
     assert server.taken == 0
 
 

@@ -7,6 +7,7 @@ import select
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from emailsvc.clock import monotonic
 from emailsvc.mail import Outcome
 from emailsvc.mail import smtp as smtp_module
+from emailsvc.mail import transport as transport_module
 from emailsvc.mail.connection import ConnectFailed, Connection
 from emailsvc.mail.line import Line
 from emailsvc.mail.smtp import SmtpTransport, check
@@ -461,7 +463,7 @@ def test_a_connection_is_changed_after_some_mails(
 def test_an_idle_connection_is_closed_and_the_next_mail_takes_a_new_one(
     server: Smtpd, transport: SmtpTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(smtp_module, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(transport_module, "IDLE_SECONDS", 0.05)
     assert send(transport).outcome is SENT
     server.wait(lambda: server.open_connections == 0)
     assert send(transport).outcome is SENT
@@ -504,31 +506,33 @@ def test_the_envelope_is_one_write_only_where_the_server_allows_it(server: Smtpd
 # the message on its way
 
 
-def test_the_message_is_there_before_the_question_and_the_dot_after_it(server: Smtpd, transport: SmtpTransport) -> None:
+def test_the_message_is_there_when_the_dot_is_announced_and_the_dot_is_not(
+    server: Smtpd, transport: SmtpTransport
+) -> None:
     seen: list[bool] = []
 
-    def before_dot() -> bool:
+    def passing_dot() -> None:
         server.wait(lambda: any(bytes(each.buffer).endswith(b"the end\r\n") for each in server.sessions))
         seen.append(server.taken == 0)
-        return True
 
-    assert send(transport, a_mail(body="the end\n"), before_dot=before_dot).outcome is SENT
+    assert send(transport, a_mail(body="the end\n"), passing_dot=passing_dot).outcome is SENT
     assert seen == [True]
 
 
-def test_a_no_before_the_dot_cuts_and_the_server_has_nothing(server: Smtpd, transport: SmtpTransport) -> None:
-    result = send(transport, before_dot=lambda: False)
+def test_a_deadline_before_the_dot_cuts_and_the_server_has_nothing(server: Smtpd, transport: SmtpTransport) -> None:
+    assert send(transport).outcome is SENT  # so that connecting takes nothing of the time
+    result = send(transport, timeout=1.0, passing_dot=lambda: time.sleep(1.1))
     assert result.outcome is DEFERRED
     assert "deadline" in result.text
     assert send(transport).outcome is SENT
-    assert server.taken == 1
+    assert server.taken == 2
 
 
 def test_an_exception_before_the_dot_is_rejected_with_its_name(server: Smtpd, transport: SmtpTransport) -> None:
-    def before_dot() -> bool:
+    def passing_dot() -> None:
         raise ZeroDivisionError("oops")
 
-    result = send(transport, before_dot=before_dot)
+    result = send(transport, passing_dot=passing_dot)
     assert result.outcome is REJECTED
     assert "ZeroDivisionError: oops" in result.text
     assert server.taken == 0
