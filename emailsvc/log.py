@@ -62,7 +62,7 @@ def mask(address: str | None) -> str:
 
 
 def without_addresses(text: str) -> str:
-    """A mail server's words, which like to quote the recipient, with every address masked."""
+    """A mail server's reply, which may quote the recipient, with every address masked."""
     return re.sub(r"[^\s<>()\[\]\"',;:]+@[^\s<>()\[\]\"',;:]+", lambda found: mask(found[0]), text)
 
 

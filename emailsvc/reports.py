@@ -1,4 +1,4 @@
-"""Read-only queries: what operators and senders see, and the invariant. Each is one consistent snapshot."""
+"""Read-only queries: what operators and clients see, and the invariant. Each is one consistent snapshot."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _parse_cursor(cursor: str) -> tuple[datetime, int]:
     """A time in microseconds since 1970 and an id: digits, for in a query a + would come back as a blank."""
     found = re.fullmatch("([0-9]{1,17})~([0-9]{1,18})", cursor)
     if not found:
-        raise InvalidPayload("invalid_field", "Take `cursor` from the `next_cursor` of a page.", "cursor")
+        raise InvalidPayload("invalid_field", "cursor must be the `next_cursor` of a page.", "cursor")
     return EPOCH + int(found[1]) * MICROSECOND, int(found[2])
 
 

@@ -181,7 +181,7 @@ def replay(number: int | None, every: bool, reason: str | None, limit: int, dry_
 @dead_letters.command(cls=Command)
 @click.argument("number", type=DEAD_LETTER)
 def delivered(number: int) -> None:
-    """It did arrive: the e-mail becomes `sent`."""
+    """Mark as delivered: the e-mail becomes `sent`."""
     _resolve(outbox.delivered, number)
 
 

@@ -46,7 +46,7 @@ def diagnose(own: Service) -> list[Finding]:
 
 
 def _configuration(config: Config) -> Iterator[Finding]:
-    yield Finding("ok", "configuration", "every variable is readable")
+    yield Finding("ok", "configuration", "every variable is valid")
     for what in config.misspelt:
         yield Finding("warning", "settings", what)
     span = sum(
@@ -104,7 +104,7 @@ def _redis(config: Config) -> Iterator[Finding]:
             config.redis_url, socket_timeout=3, socket_connect_timeout=3, retry=Retry(NoBackoff(), 0)
         ) as client:
             _use(client)
-        yield Finding("ok", "redis", "takes and gives wake-ups and locks")
+        yield Finding("ok", "redis", "wake-ups and locks work")
     except RedisError as exc:
         yield Finding("wrong", "redis", f"cannot be used: {exc}; {_what_to_do(exc)}")
 
@@ -118,7 +118,7 @@ def _use(client: Redis) -> None:
         storage.queue_size()
         storage.enqueue(b"check")
         if storage.dequeue() != b"check":
-            raise RedisError("what was put in did not come out")
+            raise RedisError("a wake-up was stored and could not be read back")
         storage.add_to_schedule(b"check", utcnow())
         storage.read_schedule(utcnow() + timedelta(hours=1))
         lock.acquire()
@@ -142,10 +142,10 @@ def _what_to_do(exc: RedisError) -> str:
 
 def _mail_server(config: Config) -> Iterator[Finding]:
     if config.smtp_url is None:
-        yield Finding("warning", "mail", "SMTP_URL is not set: mails become files in instance/outbox/")
+        yield Finding("warning", "mail", "SMTP_URL is not set: e-mails become files in instance/outbox/")
         return
     try:
         greeting = smtp.check(config.smtp_url)
-        yield Finding("ok", "mail", f"{config.smtp_url.host} lets us in: {greeting}")
+        yield Finding("ok", "mail", f"login accepted by {config.smtp_url.host}: {greeting}")
     except (OSError, ValueError) as exc:
         yield Finding("wrong", "mail", f"{exc}; check SMTP_URL")

@@ -92,7 +92,7 @@ def _procfile() -> dict[str, str]:
 
 def _spawn(command: str) -> Process:
     environ = {key: value for key, value in os.environ.items() if key not in ("FLASK_RUN_FROM_CLI", "FLASK_APP")}
-    if not environ.get("WEB_CONCURRENCY", "").strip():  # gunicorn reads it itself, and an empty value counts as none
+    if not environ.get("WEB_CONCURRENCY", "").strip():  # gunicorn reads it itself, and an empty value means unset
         environ.pop("WEB_CONCURRENCY", None)
     environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ.get('PATH', os.defpath)}"
     # A session of its own: the terminal's Ctrl-C reaches this process alone, which then stops the others in order.
@@ -168,9 +168,9 @@ def _greeting(config: Config, host: str, port: int) -> str:
     url = f"http://127.0.0.1:{port}"
     token = "" if not config.api_tokens else " -H 'Authorization: Bearer YOUR_API_TOKEN'"
     body = '{"email_id": "hello-1", "user": "you@example.com", "subject": "Hello", "body": "It works."}'
-    mails = "your SMTP server" if config.smtp_url else f"files in {config.instance / 'outbox'}"
+    destination = "your SMTP server" if config.smtp_url else f"files in {config.instance / 'outbox'}"
     return f"""
-emailsvc is running. Mails go to {mails}. Post to {url}/webhook/email, for example:
+emailsvc is running. E-mails go to {destination}. Post to {url}/webhook/email, for example:
 
   curl{token} -H 'Content-Type: application/json' {url}/webhook/email -d '{body}'
 

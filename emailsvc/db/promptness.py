@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from emailsvc.clock import monotonic
 
 DATABASE_SECONDS = 6.0
-"""From the arrival of a request. Redis may then take 2 s, and senders commonly give up after 10."""
+"""From the arrival of a request. Redis may then take 2 s, and clients commonly give up after 10."""
 
 _ends_at: ContextVar[float] = ContextVar("ends_at", default=math.inf)
 

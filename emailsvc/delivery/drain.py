@@ -249,11 +249,11 @@ class _Batch:
         try:
             return self.drain.persist(lambda: write(result), "record")
         except Exception as exc:  # noqa: BLE001 - whatever it is, the row must not stay in hand
-            # Not away, but refusing these values; the outcome matters more than the server's words. Of the error only
+            # Not away, but refusing these values; the outcome matters more than the server's reply. Of the error only
             # its kind is logged: PostgreSQL's own words quote the whole row.
             fields = {"email_id": row.email_id, "outcome": result.outcome, "error": type(exc).__name__}
             log.error("record_refused", extra={"fields": fields})
-            bland = replace(result, text="(the server's words could not be stored)")
+            bland = replace(result, text="(the server's reply could not be stored)")
             return self.drain.persist(lambda: write(bland), "record", (Exception,))
 
     def _after(self, row: Claimed, result: Result, recorded: Recorded, began: float) -> bool:

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 from emailsvc.errors import InvalidPayload
 
-LONGEST_ADDRESS = 254  # octets, RFC 5321 §4.5.3.1.3 less the angle brackets
-LONGEST_LOCAL_PART = 64  # octets, RFC 5321 §4.5.3.1.1
-LONGEST_WORD = 900  # what cannot be folded must still leave the line below 998 octets
+MAX_ADDRESS = 254  # octets, RFC 5321 §4.5.3.1.3 less the angle brackets
+MAX_LOCAL_PART = 64  # octets, RFC 5321 §4.5.3.1.1
+MAX_WORD = 900  # what cannot be folded must still leave the line below 998 octets
 
 # No control characters (C0, DEL, C1) and no Unicode line ends: nothing that a header field could break at.
 PRINTABLE = r"[^\u0000-\u001f\u007f-\u009f\u2028\u2029]"
@@ -24,7 +24,7 @@ FILENAME = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029/\\]+$"
 
 _ATEXT = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~\-"
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?"
-LOCAL_PART = rf"(?![^@]{{{LONGEST_LOCAL_PART + 1}}})[{_ATEXT}]+(?:\.[{_ATEXT}]+)*"
+LOCAL_PART = rf"(?![^@]{{{MAX_LOCAL_PART + 1}}})[{_ATEXT}]+(?:\.[{_ATEXT}]+)*"
 DOMAIN = rf"{_LABEL}(?:\.{_LABEL})*"
 ADDRESS = rf"^{LOCAL_PART}@{DOMAIN}$"
 HEADER_NAME = r"^[A-Za-z0-9!#$%&'*+\-.^_`|~]+$"
@@ -65,7 +65,7 @@ def no_nul(text: str, field: str) -> None:
 
 def address(text: str, field: str) -> None:
     """One bare address. A non-ASCII domain must survive IDNA unchanged; a non-ASCII local part needs SMTPUTF8 later."""
-    if _ascii_address(text) and len(text) <= LONGEST_ADDRESS:
+    if _ascii_address(text) and len(text) <= MAX_ADDRESS:
         return
     _explain_address(text, field)
 
@@ -73,9 +73,11 @@ def address(text: str, field: str) -> None:
 def _explain_address(text: str, field: str) -> None:
     one_line(text, field)
     if "<" in text or ">" in text:
-        raise _invalid(field, "is a bare address such as ada@example.com, without a display name or angle brackets")
+        raise _invalid(
+            field, "must be a bare address such as ada@example.com, without a display name or angle brackets"
+        )
     if any(mark in text for mark in ",; ") or text.count("@") > 1:
-        raise _invalid(field, "is exactly one address; send one e-mail to each recipient")
+        raise _invalid(field, "must be exactly one address; send one e-mail to each recipient")
     local, _, domain = text.partition("@")
     if not local or not domain:
         raise _invalid(field, "needs a local part, an @ and a domain, such as ada@example.com")
@@ -83,12 +85,10 @@ def _explain_address(text: str, field: str) -> None:
         raise _invalid(field, "has a local part that is not a plain name such as ada or ada.lovelace+news")
     wire_domain = to_ascii(domain)
     if wire_domain is None:
-        raise _invalid(field, "has a domain that is not a host name, or that IDNA does not keep as it is")
+        raise _invalid(field, "has an invalid domain, or one that IDNA changes")
     octets = len(local.encode())
-    if octets > LONGEST_LOCAL_PART or octets + 1 + len(wire_domain) > LONGEST_ADDRESS:
-        raise _invalid(
-            field, f"is too long: at most {LONGEST_LOCAL_PART} octets before the @ and {LONGEST_ADDRESS} in all"
-        )
+    if octets > MAX_LOCAL_PART or octets + 1 + len(wire_domain) > MAX_ADDRESS:
+        raise _invalid(field, f"is too long: at most {MAX_LOCAL_PART} octets before the @ and {MAX_ADDRESS} in all")
 
 
 def to_ascii(domain: str) -> str | None:
@@ -154,7 +154,7 @@ def address_in(text: str, domains: frozenset[str], field: str) -> None:
 
 
 def is_ours(name: str) -> bool:
-    """A header field that the service sets, or that is not a sender's to set."""
+    """A header field that the service sets, or that is not a client's to set."""
     return name.lower() in FORBIDDEN_HEADERS or name.lower().startswith(FORBIDDEN_PREFIXES)
 
 
@@ -166,23 +166,23 @@ def header(name: str, value: str, idempotency_header: str | None) -> None:
         raise _invalid(field, "is set by this service and may not be given")
     one_line(value, field)
     if has_too_long_a_word(name, value):
-        raise _invalid(field, f"has a word of more than {LONGEST_WORD} characters, too long for a line")
+        raise _invalid(field, f"has a word of more than {MAX_WORD} characters, too long for a line")
 
 
 def has_too_long_a_word(name: str, value: str) -> bool:
     """Other fields are encoded when they cannot be folded; these would not be understood."""
-    return bool(_for_programs(name)) and max(map(len, value.split(" "))) > LONGEST_WORD
+    return bool(_for_programs(name)) and max(map(len, value.split(" "))) > MAX_WORD
 
 
 def filename(text: str, field: str) -> None:
     if not _filename(text):
-        raise _invalid(field, "is a file's bare name, without slashes, backslashes or control characters")
+        raise _invalid(field, "must be a file name without slashes, backslashes or control characters")
 
 
 def content_type(text: str, field: str) -> None:
     if not _content_type(text):
         raise _invalid(
-            field, "is a media type such as application/pdf; multipart and message types may not be attached"
+            field, "must be a media type such as application/pdf; multipart and message types may not be attached"
         )
 
 

@@ -16,10 +16,15 @@ T = TypeVar("T")
 
 _FIELD_NAMED = re.compile(r"Object (missing required|contains unknown) field `(.*)`", re.DOTALL)
 _WITH_PATH = re.compile(r"(.*) - at (`key` in )?`\$(.*)`", re.DOTALL)
-_LONGEST_SHOWN = 200
+_WRONG_TYPE = re.compile(r"Expected `(\w+)(?: \| null)?`, got `(\w+)`")
+_TYPES = {
+    "str": "a string", "int": "a number", "float": "a number", "bool": "a boolean",
+    "array": "an array", "object": "an object", "null": "null",
+}  # fmt: skip
+_MAX_SHOWN = 200
 _surrogate = re.compile("[\ud800-\udfff]").search
 
-MOST_LENIENT_BYTES = 1024 * 1024
+MAX_LENIENT_BYTES = 1024 * 1024
 one_at_a_time = threading.RLock()
 """Held while a leniently read document lives: Python's objects take many times the memory of the bytes they are read
 from, and saying which field is at fault must not cost more than one such document at a time."""
@@ -43,12 +48,12 @@ def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
 
 
 def translate(error: msgspec.ValidationError, kind: Any, raw: bytes = b"") -> InvalidPayload:
-    """What is wrong with ``raw``, or with another source of a ``kind``, in words for its sender."""
+    """What is wrong with ``raw``, or with another source of a ``kind``, in words for its client."""
     text, path = _split(str(error))
     named = _FIELD_NAMED.fullmatch(text)
     if named:
         kind, name = named.groups()
-        field = _join(path, name[:_LONGEST_SHOWN])
+        field = _join(path, name[:_MAX_SHOWN])
         if kind == "missing required":
             return InvalidPayload("missing_field", f"{field} is required.", field)
         return InvalidPayload("unknown_field", f"{field} is not a field of this request.", field)
@@ -56,9 +61,13 @@ def translate(error: msgspec.ValidationError, kind: Any, raw: bytes = b"") -> In
         path = _member_at_fault(raw, path.removesuffix("[...]"))
     if text.startswith("Invalid enum value"):
         return InvalidPayload("invalid_field", f"{path} is {_choices(kind, path)}.", path)
+    kinds = _WRONG_TYPE.fullmatch(text)
+    if kinds and path:
+        wanted, given = (_TYPES.get(name, name) for name in kinds.groups())
+        return InvalidPayload("invalid_field", f"{path} must be {wanted}, not {given}.", path)
     text = text.replace("`float` that's a multiple of 1.0", "a whole number")
     code = "too_many" if re.search(r"`(array|object)` of length <=", text) else "invalid_field"
-    return InvalidPayload(code, f"{path or 'The body'}: {text[0].lower()}{text[1:_LONGEST_SHOWN]}.", path or None)
+    return InvalidPayload(code, f"{path or 'The body'}: {text[0].lower()}{text[1:_MAX_SHOWN]}.", path or None)
 
 
 def _choices(kind: Any, name: str) -> str:
@@ -89,7 +98,7 @@ def _member_at_fault(raw: bytes, path: str) -> str:
             name = next(name for name, value in members.items() if not _fits_header(name, value))
     except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
         return path
-    return path if _surrogate(name) else _join(path, name[:_LONGEST_SHOWN])
+    return path if _surrogate(name) else _join(path, name[:_MAX_SHOWN])
 
 
 def _fits_header(name: str, value: Any) -> bool:
@@ -108,9 +117,9 @@ def _unreadable_field(raw: bytes) -> str | None:
 def read_leniently(raw: bytes) -> Any:
     """Python's own parser lets through what JSON cannot carry; here each such thing becomes a lone surrogate.
 
-    Raises ValueError or RecursionError, and so for more than MOST_LENIENT_BYTES. Hold ``one_at_a_time`` round its use.
+    Raises ValueError or RecursionError, and so for more than MAX_LENIENT_BYTES. Hold ``one_at_a_time`` round its use.
     """
-    if len(raw) > MOST_LENIENT_BYTES:
+    if len(raw) > MAX_LENIENT_BYTES:
         raise ValueError("too long to be read leniently")
     return json.loads(raw.decode("utf-8", "surrogateescape"), parse_constant=lambda _: "\ud800")
 

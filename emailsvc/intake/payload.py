@@ -1,4 +1,4 @@
-"""What a sender may post. Declared once: these structures validate, and the OpenAPI document is made from them."""
+"""What a client may post. Declared once: these structures validate, and the OpenAPI document is made from them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from emailsvc.errors import InvalidPayload
 from emailsvc.intake import addresses
 from emailsvc.intake.decoding import decode, one_at_a_time, path_of_surrogate, read_leniently
 
-MOST_IN_BATCH = 1000
-MOST_HEADERS = 50
-MOST_ATTACHMENTS = 50
+MAX_IN_BATCH = 1000
+MAX_HEADERS = 50
+MAX_ATTACHMENTS = 50
 FIRST_MOMENT, LAST_MOMENT = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 BASE64 = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 ENVELOPE_BYTES = 1024  # headers of our own, counted into the size of every e-mail
@@ -40,7 +40,7 @@ EmailId = Annotated[
 Address = Annotated[
     str,
     _text(
-        addresses.LONGEST_ADDRESS,
+        addresses.MAX_ADDRESS,
         addresses.ADDRESS,
         "One bare e-mail address. International ones are accepted too, beyond what the pattern shows.",
     ),
@@ -49,7 +49,7 @@ Moment = Annotated[datetime, Meta(tz=True, description="RFC 3339 with an offset.
 Content = Annotated[str, Meta(extra_json_schema={"pattern": addresses.NO_NUL})]
 Headers = Annotated[
     dict[Annotated[str, Meta(min_length=1, max_length=76)], Annotated[str, _text(998, addresses.ONE_LINE)]],
-    Meta(max_length=MOST_HEADERS, description="Further header fields; those that the service sets are refused."),
+    Meta(max_length=MAX_HEADERS, description="Further header fields; those that the service sets are refused."),
 ]
 Priority = Literal["high", "normal", "low"]
 OnUncertain = Literal["hold", "retry"]
@@ -74,7 +74,7 @@ class EmailPayload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sender: Address | None = msgspec.field(name="from", default=None)
     reply_to: Address | None = None
     headers: Headers | None = None
-    attachments: Annotated[list[Attachment], Meta(max_length=MOST_ATTACHMENTS)] | None = None
+    attachments: Annotated[list[Attachment], Meta(max_length=MAX_ATTACHMENTS)] | None = None
     send_at: Moment | None = None
     expires_at: Moment | None = None
     priority: Priority | None = None
@@ -83,13 +83,13 @@ class EmailPayload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    emails: Annotated[list[Raw], Meta(max_length=MOST_IN_BATCH)]
+    emails: Annotated[list[Raw], Meta(max_length=MAX_IN_BATCH)]
 
 
 class BatchPayload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /webhook/email/batch`, as published; each item is judged by itself."""
 
-    emails: Annotated[list[EmailPayload], Meta(max_length=MOST_IN_BATCH)]
+    emails: Annotated[list[EmailPayload], Meta(max_length=MAX_IN_BATCH)]
 
 
 class NewEmail(msgspec.Struct, frozen=True):

@@ -17,9 +17,9 @@ from emailsvc.errors import ServiceError
 
 PREFIX = "whsec_"
 TOLERANCE_SECONDS = 300
-LEAST_BYTES = 16  # the scheme asks for 24 to 64; older secrets of other services are shorter
+MIN_SECRET_BYTES = 16  # the scheme asks for 24 to 64; older secrets of other services are shorter
 NEW_SECRET_BYTES = 32
-MOST_SIGNATURES = 32  # a header of many candidates must not buy much work
+MAX_SIGNATURES = 32  # a header of many candidates must not buy much work
 
 PARTS = "id", "timestamp", "signature"
 FAMILIES = "webhook", "svix"  # of a request that carries both in full, the first counts
@@ -37,8 +37,8 @@ def decode_secret(text: str) -> bytes:
         key = base64.b64decode(encoded.encode("ascii") + b"=" * (-len(encoded) % 4), validate=True)
     except (UnicodeEncodeError, binascii.Error) as exc:
         raise ValueError("a secret is whsec_ and base64") from exc
-    if len(key) < LEAST_BYTES:
-        raise ValueError(f"a secret has {LEAST_BYTES} or more bytes")
+    if len(key) < MIN_SECRET_BYTES:
+        raise ValueError(f"a secret has {MIN_SECRET_BYTES} or more bytes")
     return key
 
 
@@ -99,7 +99,7 @@ def _check_time(text: str, now: float) -> None:
 def _decode_signatures(text: str) -> list[bytes]:
     """Every well-formed ``v1`` signature; other versions and malformed ones are passed over, as the scheme says."""
     found = []
-    for part in text.split(" ")[:MOST_SIGNATURES]:
+    for part in text.split(" ")[:MAX_SIGNATURES]:
         version, _, encoded = part.partition(",")
         if version != "v1":
             continue

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LONGEST_LINE = 8192
 LONGEST_REPLY = 65536
-LONGEST_TEXT = 500  # characters of the server's words that are kept
+LONGEST_TEXT = 500  # characters of a reply that are kept
 MALFORMED = -1
 
 _reply_line = re.compile(rb"([0-9]{3})(?:([ -])(.*))?\r?\n", re.S).fullmatch
@@ -40,7 +40,7 @@ class ConnectFailed(OSError):
 @dataclass(frozen=True, slots=True)
 class Reply:
     code: int  # MALFORMED: not a reply of RFC 5321 §4.2
-    text: str  # the server's words, printable and bounded
+    text: str  # printable and bounded
     enhanced: str | None = None  # RFC 3463
 
     @property

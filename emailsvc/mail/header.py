@@ -10,7 +10,7 @@ from emailsvc.intake import addresses
 
 CRLF = "\r\n"
 COLUMNS = 78  # a line should be no longer, RFC 5322 §2.1.1
-LONGEST_WORD = addresses.LONGEST_WORD
+LONGEST_WORD = addresses.MAX_WORD
 ENCODED_WORD = 75  # RFC 2047 §2
 
 # The rules of a payload are not asked again. These guard the wire itself: one line, one field, one address, whatever

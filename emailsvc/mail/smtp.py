@@ -177,7 +177,7 @@ class SmtpTransport(Transport):
 
 
 def check(server: SmtpServer, *, timeout: float = 15.0, context: ssl.SSLContext | None = None) -> str:
-    """Connect, log in and QUIT. The server's greeting; ConnectFailed with the step and the server's words."""
+    """Connect, log in and QUIT. The server's greeting; ConnectFailed with the step and the server's reply."""
     line = Line()
     line.begin(monotonic() + timeout)
     connection = Connection(server, line, context)

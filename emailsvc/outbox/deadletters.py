@@ -1,4 +1,4 @@
-"""Dead letters, resolved by a person or the sender: sent again, declared delivered, or discarded."""
+"""Dead letters, resolved by a person or a client: sent again, marked as delivered, or discarded."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Resolved:
 
 
 def replay(engine: Engine, dead_letter_id: int) -> Resolved:
-    """Send it again: a fresh retry budget, no past deadline, the same Message-ID. Raises NotFound or Conflict."""
+    """Send it again: a fresh retry budget, no past expiry, the same Message-ID. Raises NotFound or Conflict."""
     return in_transaction(engine, lambda connection: _resolve(connection, dead_letter_id, Resolution.REPLAYED))
 
 
 def delivered(engine: Engine, dead_letter_id: int) -> Resolved:
-    """It did arrive: the e-mail becomes ``sent``. Raises NotFound or Conflict."""
+    """Mark as delivered: the e-mail becomes ``sent``. Raises NotFound or Conflict."""
     return in_transaction(engine, lambda connection: _resolve(connection, dead_letter_id, Resolution.DELIVERED))
 
 
@@ -108,7 +108,7 @@ def _resolve(connection: Connection, dead_letter_id: int, resolution: Resolution
         raise NotFound(f"There is no dead letter {dead_letter_id}.")
     if letter.resolution is not None:
         if letter.resolution != resolution:
-            raise Conflict("already_resolved", f"This dead letter was resolved as {letter.resolution} already.")
+            raise Conflict("already_resolved", f"This dead letter was already resolved as {letter.resolution}.")
         return Resolved(dead_letter_id, letter.email_id, letter.resolution)
     if resolution is Resolution.REPLAYED and letter.scrubbed_at is not None:
         raise Conflict("content_gone", "The content of this e-mail was erased or scrubbed; there is nothing to send.")

@@ -76,7 +76,7 @@ def record(
 
 
 def expire(engine: Engine, row: Claimed, token: str, config: Config) -> Recorded:
-    """The deadline passed while the row was in hand: no conversation starts."""
+    """`expires_at` passed while the row was in hand: no conversation starts."""
 
     def work(connection: Connection) -> Recorded:
         hand = Hand(connection, row, token, config, probe=False, seconds=0)

@@ -1,4 +1,4 @@
-"""Repairs: expired claims, overdue deadlines, outages past their limit; and roll-ups and retention."""
+"""Repairs: expired claims, passed expiries, outages past their limit; and roll-ups and retention."""
 
 from __future__ import annotations
 

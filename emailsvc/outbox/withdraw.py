@@ -25,7 +25,7 @@ _WHY_NOT = {
     Status.SENT: ("already_sent", "The mail server took this e-mail already."),
     Status.SENDING: ("sending", "This e-mail is being sent right now."),
     Status.FAILED: ("failed", "This e-mail failed already; see its dead letter."),
-    Status.PENDING: ("maybe_sent", "An earlier attempt may have reached the mail server, so it cannot be taken back."),
+    Status.PENDING: ("maybe_sent", "An earlier attempt may have reached the mail server, so it cannot be cancelled."),
 }
 
 

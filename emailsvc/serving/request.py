@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-LONGEST_CHUNK_LINE = 8192
+MAX_CHUNK_LINE = 8192
 
 _head_end = re.compile(rb"\r?\n\r?\n").search
 _length = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*\r", re.IGNORECASE).search
@@ -91,7 +91,7 @@ class Request:
                 return False
             self._decoded += length
             self._looked = data_at + length + 2
-        return len(self._data) - self._looked > LONGEST_CHUNK_LINE
+        return len(self._data) - self._looked > MAX_CHUNK_LINE
 
     def _has_trailers(self, at: int) -> bool:
         if self._data.startswith(b"\r\n", at) or self._data.find(b"\r\n\r\n", at) >= 0:

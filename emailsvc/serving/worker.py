@@ -31,7 +31,7 @@ LINGER_SECONDS = 5.0
 LOOK_SECONDS = 0.25
 STOPPING_SECONDS = 5.0
 STOPPING_IDLE_SECONDS = 2.0
-LEAST_HELD_BYTES = 64 * 1024 * 1024
+MIN_HELD_BYTES = 64 * 1024 * 1024
 HELD_REQUESTS = 4
 
 _GONE = (errno.EAGAIN, errno.EWOULDBLOCK, errno.ECONNABORTED)
@@ -65,7 +65,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             head=self.cfg.limit_request_line + self.cfg.limit_request_fields * (self.cfg.limit_request_field_size + 2),
             body=serve.config["MAX_CONTENT_LENGTH"],
         )
-        self.most_held = max(LEAST_HELD_BYTES, HELD_REQUESTS * self.limits.body)
+        self.most_held = max(MIN_HELD_BYTES, HELD_REQUESTS * self.limits.body)
 
         def serve_in_time(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
             environ["emailsvc.arrived"] = environ["gunicorn.socket"].arrived

@@ -97,7 +97,7 @@ class Config:
 
     @property
     def from_domains(self) -> frozenset[str]:
-        """The domains that a sender's `from` may use, in lower case."""
+        """The domains that a client's `from` may use, in lower case."""
         return frozenset({self.mail_from.rpartition("@")[2].lower(), *self.mail_from_domains})
 
     @property
@@ -146,12 +146,10 @@ def _check_together(config: Config, *, on_dyno: bool) -> None:
         )
     if on_dyno and config.is_sqlite:
         raise ConfigurationError(
-            "DATABASE_URL must name a PostgreSQL database: on a dyno a SQLite file is thrown away at each restart."
+            "DATABASE_URL must name a PostgreSQL database: on a dyno an SQLite file is lost at each restart."
         )
     if on_dyno and config.smtp_url is None:
-        raise ConfigurationError(
-            "SMTP_URL is not set: on a dyno mails written to files are thrown away at each restart."
-        )
+        raise ConfigurationError("SMTP_URL is not set: on a dyno e-mails written to files are lost at each restart.")
     if on_dyno and config.redis_url is None:
         raise ConfigurationError(
             "REDIS_URL is not set: on a dyno web and worker share no disk, so wake-ups would be lost."

@@ -16,7 +16,7 @@ Resolution = Literal["replayed", "delivered", "discarded"]
 CURSOR = "^[0-9]{1,17}~[0-9]{1,18}$"
 EventName = Literal["received", "deferred", "rejected", "uncertain", "sent", "dead_lettered", "cancelled"] | Resolution
 DeadLetterId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-# To JSON Schema 1000.0 is an integer, and some senders' libraries write it so.
+# To JSON Schema 1000.0 is an integer, and some clients' libraries write it so.
 WholeNumber = Annotated[float, Meta(ge=1, le=10_000, multiple_of=1, extra_json_schema={"type": "integer"})]
 Count = Annotated[int, Meta(ge=0)]
 

@@ -1,4 +1,4 @@
-"""Who may. Every rule is a function that returns the reason for a refusal, or None.
+"""Authentication. Every rule is a function that returns the reason for a refusal, or None.
 
 With neither secrets nor tokens only this machine's own clients are served. That rule trusts an address, so it has to
 hold against a browser on this machine: a foreign site can make it send requests, and can point a name of its own at

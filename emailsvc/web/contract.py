@@ -76,7 +76,7 @@ ROUTES = (
         {200: answers.EmailAnswer}, _NOT_FOUND,
     ),
     Route(
-        "DELETE", "/emails/{email_id}", "operator", "Take back an e-mail that still waits",
+        "DELETE", "/emails/{email_id}", "operator", "Cancel an e-mail that is still pending",
         {200: answers.CancelAnswer}, _NOT_FOUND | {409: ("already_sent", "sending", "failed", "maybe_sent")},
     ),
     Route(
@@ -93,7 +93,7 @@ ROUTES = (
         {200: answers.ResolvedAnswer}, _LETTER | {409: ("already_resolved", "content_gone")},
     ),
     Route(
-        "POST", "/stats/dead-letters/{dead_letter_id}/delivered", "operator", "It did arrive: it becomes sent",
+        "POST", "/stats/dead-letters/{dead_letter_id}/delivered", "operator", "Mark as delivered: it becomes sent",
         {200: answers.ResolvedAnswer}, _LETTER,
     ),
     Route(

@@ -27,10 +27,10 @@ _COUNTERS = {
     "failed_attempts": "Attempts that did not end in sent",
 }
 _GAUGES = {
-    "pending": "E-mails waiting",
-    "sending": "E-mails in a worker's hands",
+    "pending": "E-mails waiting to be sent",
+    "sending": "E-mails being sent",
     "failed": "E-mails given up",
-    "cancelled": "E-mails taken back",
+    "cancelled": "E-mails cancelled",
     "dead_letters": "Unresolved dead letters",
 }
 

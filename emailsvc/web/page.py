@@ -34,7 +34,7 @@ PAGE = """<!doctype html>
 <tr><td>{{ letter.created_at }}</td><td>{{ letter.email_id }}</td><td>{{ letter.reason }}</td>
 <td class="number">{{ letter.attempts }}</td><td>{{ letter.error }}</td>
 <td><button data-post="/stats/dead-letters/{{ letter.id }}/replay">Send again</button>
-<button data-post="/stats/dead-letters/{{ letter.id }}/delivered">It did arrive</button>
+<button data-post="/stats/dead-letters/{{ letter.id }}/delivered">Mark as delivered</button>
 <button data-delete="/stats/dead-letters/{{ letter.id }}">Discard</button></td></tr>
 {% endfor %}
 </table>

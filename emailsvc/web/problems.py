@@ -64,7 +64,7 @@ def _http_exception(error: HTTPException) -> Response:
     if isinstance(error, ClientDisconnected):
         return problem(400, "incomplete_body", "The body ended before its announced length.")
     if isinstance(error, RequestEntityTooLarge):
-        return problem(413, "too_large", f"A request may have {request.max_content_length} bytes.")
+        return problem(413, "too_large", f"The body exceeds {request.max_content_length} bytes (MAX_REQUEST_BYTES).")
     code = _CODES.get(status) or re.sub(r"\W+", "_", HTTP_STATUS_CODES[status].lower())
     answer = problem(status, code, error.description or HTTP_STATUS_CODES[status])
     allowed = error.get_response().headers.get("Allow")
@@ -74,7 +74,7 @@ def _http_exception(error: HTTPException) -> Response:
 
 
 def _database_away(error: Exception) -> Response:
-    """Nothing was acknowledged, so the sender tries again; if the row did commit, that is a clean duplicate."""
+    """Nothing was acknowledged, so the client tries again; if the row did commit, that is a clean duplicate."""
     log.error("database_unavailable", extra={"fields": {"path": request.path, "error": brief(error)}})
     answer = problem(503, "database_unavailable", "The database does not answer. Nothing is lost: please try again.")
     answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)

@@ -27,7 +27,7 @@ def body() -> bytes:
     except HTTPException:
         raise
     except Exception as exc:  # the server's own classes: a broken chunk, a connection that went away
-        raise ServiceError(400, "incomplete_body", "The body broke off or was not sent as HTTP asks.") from exc
+        raise ServiceError(400, "incomplete_body", "The body ended early, or is malformed HTTP.") from exc
     if cut:
         raise RequestEntityTooLarge
     # Behind a server that ends the stream itself, Werkzeug takes what came for all there is.

@@ -1,4 +1,4 @@
-"""Where senders post e-mails."""
+"""Where clients post e-mails."""
 
 from __future__ import annotations
 

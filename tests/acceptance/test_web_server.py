@@ -163,7 +163,7 @@ def test_an_idle_connection_gives_way_to_a_new_one(small: Stack) -> None:
 
 
 def test_unfinished_requests_get_only_so_much_memory(small: Stack) -> None:
-    serve(small, "worker.LEAST_HELD_BYTES = 0")  # so it is four times the largest request
+    serve(small, "worker.MIN_HELD_BYTES = 0")  # so it is four times the largest request
     half = HEAD + b"Content-Length: %d\r\n\r\n" % LIMIT + b" " * (LIMIT - 1000)
     clients = [connect(small, half) for _ in range(8)]
     wait_for(lambda: sum(map(is_closed, clients)) >= 4, 5, "those who came first to be turned out")

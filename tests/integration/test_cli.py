@@ -253,7 +253,7 @@ def test_what_was_decided_is_not_undecided(flask: Flasks, letters: list[int]) ->
     flask("dead-letters", "discard", str(letters[0]))
     done = flask("dead-letters", "replay", str(letters[0]))
     assert done.exit_code == 1
-    assert done.stderr == "Error: This dead letter was resolved as discarded already.\n"
+    assert done.stderr == "Error: This dead letter was already resolved as discarded.\n"
 
 
 def test_many_are_replayed_by_reason_and_a_dry_run_only_counts(
@@ -294,8 +294,7 @@ def test_a_number_that_no_dead_letter_can_have_is_refused(flask: Flasks, number:
 @sqlite_only
 def test_a_bad_cursor_and_a_bad_reason_are_sentences(flask: Flasks) -> None:
     assert (
-        flask("dead-letters", "list", "--cursor", "x").stderr
-        == "Error: Take `cursor` from the `next_cursor` of a page.\n"
+        flask("dead-letters", "list", "--cursor", "x").stderr == "Error: cursor must be the `next_cursor` of a page.\n"
     )
     assert "is not one of 'rejected'" in flask("dead-letters", "list", "--reason", "odd").stderr
 
@@ -403,7 +402,7 @@ def test_check_finds_nothing_to_say_about_a_complete_configuration(
     status, found = check(config)
     assert status == 0
     assert {level for level, _ in found.values()} == {"ok"}
-    assert "127.0.0.1 lets us in" in found["mail"][1]
+    assert "login accepted by 127.0.0.1" in found["mail"][1]
 
 
 @sqlite_only

@@ -249,7 +249,7 @@ def _refuse_with_words_that_cannot_be_stored(bench: Bench, words: str) -> None:
     accept(bench.engine, bench.config, "refused", "next")
     bench.answer(Result(Outcome.REJECTED, words, 550, "5.7.1")).run()
     (letter,) = rows(bench.engine, DeadLetter)
-    assert (letter.reason, letter.error) == ("rejected", "(the server's words could not be stored)")
+    assert (letter.reason, letter.error) == ("rejected", "(the server's reply could not be stored)")
     assert [(a.code, a.enhanced) for a in rows(bench.engine, Attempt)] == [(550, "5.7.1")]
     assert (row(bench.engine, "refused").status, row(bench.engine, "next").status) == ("failed", "sent")
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from emailsvc.errors import InvalidPayload
-from emailsvc.intake.decoding import MOST_LENIENT_BYTES
+from emailsvc.intake.decoding import MAX_LENIENT_BYTES
 from emailsvc.intake.payload import EmailPayload, NewEmail, Rules, parse_batch, parse_email
 from emailsvc.mail import Attachment
 from emailsvc.mail.message import build
@@ -447,7 +447,7 @@ def test_nesting_beside_a_broken_character_is_judged_or_refused(depth: int) -> N
 
 def test_what_is_large_is_not_searched_for_the_field_at_fault() -> None:
     """Python's own parser takes many times the memory."""
-    filler = "x" * MOST_LENIENT_BYTES
+    filler = "x" * MAX_LENIENT_BYTES
     assert refusal(encode(subject="\ud800", state="x")) == ("invalid_field", "subject")
     assert refusal(encode(subject="\ud800", state=filler)) == ("invalid_json", None)
     assert refusal(encode(headers={"a": 1}, state=filler)) == ("invalid_field", "headers")
@@ -461,3 +461,19 @@ def test_what_is_large_is_not_searched_for_the_field_at_fault() -> None:
 def test_a_batch_may_be_full_or_empty() -> None:
     assert parse_batch(b'{"emails": []}', RULES) == []
     assert len(parse_batch(json.dumps({"emails": [MINIMAL] * 1000}).encode(), RULES)) == 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "detail"),
+    [
+        ({"email_id": 5}, "email_id", "email_id must be a string, not a number."),
+        ({"html": True}, "html", "html must be a string, not a boolean."),
+        ({"headers": {"X-A": None}}, "headers.X-A", "headers.X-A must be a string, not null."),
+        ({"attachments": {}}, "attachments", "attachments must be an array, not an object."),
+    ],
+)
+def test_a_wrong_type_is_named_in_plain_words(change: dict[str, Any], field: str, detail: str) -> None:
+    email = {"email_id": "a", "user": "ada@example.com", "subject": "s", "body": "b", **change}
+    with pytest.raises(InvalidPayload) as refused:
+        parse_email(json.dumps(email).encode(), Rules(frozenset()))
+    assert (refused.value.field, refused.value.detail) == (field, detail)
