@@ -45,6 +45,9 @@ class Client:
     def settimeout(self, _seconds: float | None) -> None:
         pass
 
+    def gettimeout(self) -> float:
+        return 0.0
+
     def shutdown(self, _how: int) -> None:
         pass
 

@@ -211,3 +211,21 @@ def test_it_stops_in_time_beside_slow_clients_and_answers_what_comes_meanwhile(s
         assert answers(late, 1) == [202]
         assert web.wait(25) == 0
     assert "Traceback" not in web.output()
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nbroken\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+    ],
+    ids=["request line", "header", "length", "too long"],
+)
+def test_what_is_not_http_is_told_so(stack: Stack, request_: bytes, status: int) -> None:
+    with socket.create_connection(("127.0.0.1", stack.port), timeout=15) as connection:
+        connection.sendall(request_)
+        response = HTTPResponse(connection)
+        response.begin()
+        assert (response.status, response.getheader("Connection")) == (status, "close")
