@@ -23,7 +23,7 @@ from emailsvc.errors import brief
 from emailsvc.service import service
 from emailsvc.settings.config import Config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LOOPBACK = "127.0.0.1"
 DEFAULT_PORT = 8000
 READY_SECONDS = 30.0

@@ -197,7 +197,7 @@ def test_clients_that_send_half_a_request_do_not_stop_the_web(make_stack: Callab
     try:
         wait_for(lambda: _is_up(stack), 120, "an answer, when the silent ones have been hung up on")
         assert line.recv(1) == b""
-        assert body.recv(12) == b"HTTP/1.1 400"
+        assert body.recv(1) == b""
     finally:
         line.close()
         body.close()
