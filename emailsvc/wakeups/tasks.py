@@ -53,9 +53,7 @@ def register(queue: Queue, config: Config, engine: Engine, locks: Locks, transpo
         run_sweep(config, engine, locks, queue.wake, crew.stopping)
 
     queue.drain = drain
-    queue.lookout = Lookout(
-        lambda: outbox.look(engine), WrittenTo(str(engine.url.database)) if config.is_sqlite else None
-    )
+    queue.lookout = Lookout(crew.look, WrittenTo(str(engine.url.database)) if config.is_sqlite else None)
     queue.started, queue.stopping, queue.stopped = crew.start, crew.stop, crew.leave
     return Service(config, engine, queue.wake)
 

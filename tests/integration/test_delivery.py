@@ -30,6 +30,8 @@ from emailsvc.mail.memory import MemoryTransport
 from emailsvc.mail.outcome import Outcome, Result
 from emailsvc.settings import config as configuration
 from emailsvc.settings.config import Config
+from emailsvc.wakeups import queue, tasks
+from emailsvc.wakeups.locks import LocalLocks
 from emailsvc.wakeups.tasks import Crew
 from tests.emails import (
     DEFERRED,
@@ -568,12 +570,13 @@ def test_an_outcome_in_hand_is_recorded_when_the_database_is_back(bench: Bench, 
 
 def test_a_claim_whose_reply_was_lost_is_given_back_by_the_next_look(bench: Bench) -> None:
     accept(bench.engine, bench.config)
-    crew = Crew(bench.config, bench.engine, lambda: bench.transport, bench.wake)
+    huey = queue.build(bench.config)
+    tasks.register(huey, bench.config, bench.engine, LocalLocks(), lambda: bench.transport)
     _fail_commits(bench.engine, 1, before=False)
     with pytest.raises(CancelExecution):
-        crew.drain()
+        huey.drain.call_local()
     assert (row(bench.engine).status, row(bench.engine).attempts) == ("sending", 0)
-    assert (crew.look() or 0) <= 0
+    assert huey.lookout.wait(10)
     assert (row(bench.engine).status, row(bench.engine).attempts) == ("pending", 0)
     assert bench.transport.attempts == []
 
