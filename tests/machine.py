@@ -8,7 +8,6 @@ machine's too.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import secrets
 import threading
@@ -16,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -29,10 +28,11 @@ from emailsvc.db.extensions import Base, engine_options
 from emailsvc.db.models import Attempt, Email, Switch
 from emailsvc.db.sqltime import UtcDateTime, db_now
 from emailsvc.delivery import drain as delivery
+from emailsvc.delivery import lines
 from emailsvc.delivery.drain import Drain
 from emailsvc.delivery.notes import Note, Noted
 from emailsvc.mail import Mail, Outcome, Result
-from emailsvc.outbox import InDoubt
+from emailsvc.outbox import InDoubt, refusals, switch
 from emailsvc.settings.config import Config
 
 DATABASE, BEFORE_DOT, AFTER_DOT = "before a transaction", "before the dot", "after the dot"
@@ -41,11 +41,6 @@ GO = object()
 
 FAULTS = ("away", "rolled back", "lost", "deadlock")
 """Of a transaction: it never began · failed at its commit · is committed and nobody heard · broken as a deadlock."""
-
-
-def outbox_module(name: str) -> ModuleType:
-    """The package has functions of the same names, which an ordinary import would find."""
-    return importlib.import_module(f"emailsvc.outbox.{name}")
 
 
 class Killed(BaseException):
@@ -301,13 +296,14 @@ class World:
 
     def take_the_clocks(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(delivery, "log", Ear(self.seen))
+        patch.setattr(lines, "log", Ear(self.seen))
         patch.setattr(delivery, "monotonic", self._monotonic)
         patch.setattr(delivery, "time", SimpleNamespace(sleep=self._sleep))
-        patch.setattr(outbox_module("switch"), "time", SimpleNamespace(sleep=self._everybody_waits))
+        patch.setattr(switch, "time", SimpleNamespace(sleep=self._everybody_waits))
         patch.setattr(secrets, "token_hex", self._token)
         patch.setattr(secrets, "randbelow", lambda below: (below - 1) * self.low_first)
         for name in ("REFUSALS_IN_A_ROW", "UNEXPLAINED_IN_A_ROW", "REFUSED_DOMAINS"):
-            patch.setattr(outbox_module("refusals"), name, 2)
+            patch.setattr(refusals, name, 2)
 
     def _monotonic(self) -> float:
         assert self.awake is not None

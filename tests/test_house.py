@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from sqlalchemy import Engine, create_engine
 
-from emailsvc.db.models import Base
+from emailsvc.db.models import BECOMES, Base, Status
 from emailsvc.settings import config
 from emailsvc.web.codes import PROBLEM_CODES
 from emailsvc.web.contract import ROUTES
@@ -97,6 +97,50 @@ def test_each_row_of_modules_imports_only_from_rows_below_it() -> None:
 def test_pure_modules_know_no_framework(names: set[str], forbidden: set[str]) -> None:
     found = {(module, name.split(".")[0]) for module, path in modules() if module in names for name in imports(path)}
     assert not {(module, name) for module, name in found if name in forbidden}
+
+
+MOVES = PACKAGE / "outbox" / "moves"
+
+
+def calls(tree: ast.AST, *names: str) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in names:
+                yield node
+
+
+def test_only_the_moves_write_a_status() -> None:
+    """In a file that writes e-mails, nothing is called "status", be it a keyword or a key; and no SQL is by hand."""
+    wrong = []
+    for _, path in modules():
+        tree = ast.parse(path.read_text())
+        words = [
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        wrong += [f"{path.name}: {text}" for text in words if re.search(r"(?i)(update|insert into)\s+emails", text)]
+        writes = [call for call in calls(tree, "update", "insert") if [ast.unparse(a) for a in call.args] == ["Email"]]
+        if writes and path.parent != MOVES:
+            wrong += [f"{path.name}: status=" for node in ast.walk(tree) if getattr(node, "arg", None) == "status"]
+            wrong += [f"{path.name}: {text}" for text in words if text == "status"]
+    assert not wrong
+
+
+def test_the_moves_are_those_declared_beside_the_statuses() -> None:
+    made = {
+        tuple(Status[argument.attr] for argument in call.args[:2] if isinstance(argument, ast.Attribute))
+        for path in MOVES.glob("*.py")
+        for call in calls(ast.parse(path.read_text()), "turn", "turn_chosen")
+    }
+    assert made == {(before, after) for before, afters in BECOMES.items() for after in afters}
+
+
+def test_no_package_exports_a_name_that_hides_one_of_its_modules() -> None:
+    for path in PACKAGE.rglob("__init__.py"):
+        package = ".".join(path.parent.relative_to(ROOT).parts)
+        hidden = {other.stem for other in path.parent.glob("*.py")} - {"__init__"}
+        names = [name.rpartition(".") for name in imports(path)]
+        assert not [name for where, _, name in names if name in hidden and where != package], package
 
 
 def test_no_file_is_longer_than_300_lines() -> None:

@@ -1,10 +1,6 @@
 """The tables.
 
-Everything is written through ``outbox``; nothing else issues an UPDATE. Statuses and their moves::
-
-    pending → sending → sent                sending → pending      (deferred, released)
-    sending | pending → failed              pending → cancelled
-    failed  → pending   (replay)            failed  → sent         ("it was delivered")
+Everything is written through ``outbox``; nothing else issues an UPDATE.
 """
 
 from __future__ import annotations
@@ -44,9 +40,23 @@ class Status(enum.StrEnum):
     CANCELLED = "cancelled"
 
 
+BECOMES: dict[Status, frozenset[Status]] = {
+    Status.PENDING: frozenset({Status.SENDING, Status.FAILED, Status.CANCELLED}),
+    Status.SENDING: frozenset({Status.SENT, Status.PENDING, Status.FAILED}),  # pending: deferred, or given back
+    Status.SENT: frozenset(),
+    Status.FAILED: frozenset({Status.PENDING, Status.SENT}),  # replayed; it was delivered
+    Status.CANCELLED: frozenset(),
+}
+"""Which status may become which. An accepted e-mail begins as ``pending``; ``outbox.moves`` makes the moves."""
+
+
+def status_literal(status: Status) -> ColumnElement[str]:
+    return literal_column(f"'{status.value}'")
+
+
 def has_status(status: Status) -> ColumnElement[bool]:
     """With the status as a literal: only then is the partial index of that status used."""
-    return Email.status == literal_column(f"'{status.value}'")
+    return Email.status == status_literal(status)
 
 
 class Reason(enum.StrEnum):

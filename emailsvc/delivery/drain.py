@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
@@ -18,9 +18,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from emailsvc import outbox
 from emailsvc.clock import monotonic
+from emailsvc.delivery.lines import log_recorded
 from emailsvc.delivery.notes import Note, Unnoted
 from emailsvc.errors import brief
-from emailsvc.log import mask, without_addresses
 from emailsvc.mail import Attachment, Mail
 from emailsvc.mail.outcome import Outcome, Result
 from emailsvc.mail.transport import Transport
@@ -151,7 +151,7 @@ class _Batch:
         large for any, or the claim itself took too long. A later one goes back, with those behind it.
         """
         needed = self._timeout(row) + self.config.smtp_reply_timeout_seconds
-        if row.attachment_count or row.size > outbox.CARRIED_BYTES:
+        if row.attachment_count or row.content is None:
             needed += READ_SECONDS
         if monotonic() + needed <= self.lease_until:
             return True
@@ -168,7 +168,7 @@ class _Batch:
         return True
 
     def _timeout(self, row: Claimed) -> float:
-        return self.config.smtp_timeout_seconds + float(row.size) / BYTES_PER_SECOND
+        return self.config.smtp_timeout_seconds + row.size / BYTES_PER_SECOND
 
     def _release(self) -> None:
         """Give back what was not begun; what the sweep took meanwhile is no longer ours and stays as it is."""
@@ -182,7 +182,7 @@ class _Batch:
         began = monotonic()
         if self._has_expired(row):
             expire = lambda: outbox.expire(self.drain.engine, row, self.claim.token, self.config)  # noqa: E731
-            return self._after(row, Result(Outcome.CUT, "expired"), self.drain.persist(expire, "expire"), began)
+            return self._after(row, None, self.drain.persist(expire, "expire"), began)
         result = self._converse(row)
         return self._after(row, result, self._record(row, result, monotonic() - began), began)
 
@@ -215,15 +215,13 @@ class _Batch:
             return Result(Outcome.UNCERTAIN, f"the transport failed: {type(exc).__name__}: {exc}")
 
     def _mail(self, row: Claimed) -> Mail:
-        stored: Sequence[Any] = ()
-        content: Any = row
-        if row.size > outbox.CARRIED_BYTES:
-            read = lambda: outbox.content(self.drain.engine, row.id)  # noqa: E731
-            content = self.drain.persist(read, "read content")
+        attachments: Sequence[Attachment] = ()
+        read = lambda: outbox.content(self.drain.engine, row.id)  # noqa: E731
+        content = row.content or self.drain.persist(read, "read content")
         if row.attachment_count:
             load = lambda: outbox.attachments(self.drain.engine, row.id)  # noqa: E731
-            stored = self.drain.persist(load, "read attachments")
-        other = content.other or {}
+            attachments = self.drain.persist(load, "read attachments")
+        other = content.other
         return Mail(
             email_id=row.email_id,
             message_id=row.message_id,
@@ -236,7 +234,7 @@ class _Batch:
             html=content.html,
             reply_to=other.get("reply_to"),
             headers=other.get("headers") or {},
-            attachments=[Attachment(a.filename, a.content_type, a.content) for a in stored],
+            attachments=attachments,
         )
 
     def _record(self, row: Claimed, result: Result, seconds: float) -> Recorded:
@@ -256,37 +254,9 @@ class _Batch:
             bland = replace(result, text="(the server's reply could not be stored)")
             return self.drain.persist(lambda: write(bland), "record", (Exception,))
 
-    def _after(self, row: Claimed, result: Result, recorded: Recorded, began: float) -> bool:
+    def _after(self, row: Claimed, result: Result | None, recorded: Recorded, began: float) -> bool:
         seconds = monotonic() - began
-        _log_outcome(row, result, recorded, seconds)
+        log_recorded(row, result, recorded, seconds)
         if not recorded.won:
             return False  # somebody else has decided about this row
         return recorded.go_on and seconds <= SLOW_SECONDS and not self.drain.stopping.is_set()
-
-
-def _log_outcome(row: Claimed, result: Result, recorded: Recorded, seconds: float) -> None:
-    event = {"sent": "sent", "failed": "dead_lettered", "cancelled": "cancelled"}.get(recorded.state, "deferred")
-    fields: dict[str, Any] = {
-        "email_id": row.email_id,
-        "to": mask(row.recipient),
-        "attempt": row.attempts + 1,
-        "reason": recorded.reason,
-        "code": result.code,
-        "seconds": round(seconds, 3),
-        "retry_in": None if recorded.delay is None else round(recorded.delay, 1),
-    }
-    if recorded.state != "sent":
-        fields["text"] = without_addresses(result.text)
-    if not recorded.won:
-        event = "stale_outcome"
-        fields["outcome"] = result.outcome.value
-    if recorded.reason in ("outage", "cut"):
-        event = "released"
-    level = logging.INFO if event in ("sent", "released") else logging.WARNING
-    log.log(level, event, extra={"fields": fields})
-    if recorded.waiting is not None:
-        why = {"outcome": result.outcome.value, "reason": without_addresses(result.text), "waiting": recorded.waiting}
-        log.warning("outage_began", extra={"fields": why})
-    if recorded.outage_seconds is not None:
-        ended = {"by": "probe", "outcome": result.outcome.value, "seconds": round(recorded.outage_seconds, 1)}
-        log.warning("outage_ended", extra={"fields": ended})

@@ -1,30 +1,20 @@
 """The state machine, and the sole writer of the database.
 
-Every move is one guarded ``UPDATE … WHERE status = … [AND claim = …]``; no row matched means that somebody else got
-there first, and each caller says what it does then. Every function is one transaction on the engine it is given, and
+Its moves are made by ``moves``, and there alone. Every function here is one transaction on the engine it is given, and
 nothing is sent while one is open.
 """
 
-from emailsvc.outbox.accept import Accepted, accept, accept_many
-from emailsvc.outbox.claim import (
-    CARRIED_BYTES,
-    Claim,
-    Claimed,
-    Idle,
-    attachments,
-    claim,
-    content,
-    recover,
-    release,
-    renew,
-)
+from emailsvc.outbox.accepting import Accepted, Verdict, accept, accept_many
+from emailsvc.outbox.cancelling import cancel
+from emailsvc.outbox.claims import Claim, Claimed, Idle, IdleReason, claim, recover, release, renew
+from emailsvc.outbox.contents import CARRIED_BYTES, Content, attachments, content
 from emailsvc.outbox.deadletters import Resolved, delivered, discard, replay, replay_many
 from emailsvc.outbox.doubt import InDoubt
-from emailsvc.outbox.look import look
-from emailsvc.outbox.record import Recorded, expire, record
-from emailsvc.outbox.sweep import Swept, retain, sweep
+from emailsvc.outbox.erasure import erase
+from emailsvc.outbox.looking import look
+from emailsvc.outbox.recording import Recorded, Released, expire, record
+from emailsvc.outbox.sweeping import Swept, retain, sweep
 from emailsvc.outbox.switch import FRESH_SECONDS, end_outage, may_start, pause, resume
-from emailsvc.outbox.withdraw import cancel, erase
 from emailsvc.outbox.workers import forget_worker, heartbeat, try_commit
 
 __all__ = [
@@ -33,11 +23,15 @@ __all__ = [
     "Accepted",
     "Claim",
     "Claimed",
+    "Content",
     "Idle",
+    "IdleReason",
     "InDoubt",
     "Recorded",
+    "Released",
     "Resolved",
     "Swept",
+    "Verdict",
     "accept",
     "accept_many",
     "attachments",

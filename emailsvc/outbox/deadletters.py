@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Engine, case, func, select, update
+from sqlalchemy import Connection, Engine, func, select
 
-from emailsvc.db.models import DeadLetter, Email, Resolution, Status, has_status
-from emailsvc.db.sqltime import db_in, db_now
+from emailsvc.db.models import DeadLetter, Email, Resolution
 from emailsvc.errors import Conflict, NotFound
+from emailsvc.outbox import moves
+from emailsvc.outbox.moves import Letter
 from emailsvc.outbox.transaction import in_transaction
 
 CHUNK = 200
@@ -24,7 +26,7 @@ PER_SECOND = 100.0
 class Resolved:
     id: int
     email_id: str
-    resolution: str
+    resolution: Resolution
 
 
 def replay(engine: Engine, dead_letter_id: int) -> Resolved:
@@ -88,12 +90,8 @@ def _newest_unresolved(engine: Engine) -> int:
 
 def _replay_some(connection: Connection, some: Any, before: int) -> int:
     letters = connection.execute(some.with_for_update(skip_locked=True, of=DeadLetter)).all()
-    emails = [letter.email for letter in letters]
-    _move(connection, [letter.id for letter in letters], emails, Resolution.REPLAYED)
-    if emails:
-        seconds = {email: (before + n) / PER_SECOND for n, email in enumerate(emails)}
-        due = {"next_attempt_at": db_in(case(seconds, value=Email.id))}
-        connection.execute(update(Email).where(has_status(Status.PENDING), Email.id.in_(emails)).values(**due))
+    if letters:
+        moves.replay(connection, {Letter(*row): (before + n) / PER_SECOND for n, row in enumerate(letters)})
     return len(letters)
 
 
@@ -109,27 +107,15 @@ def _resolve(connection: Connection, dead_letter_id: int, resolution: Resolution
     if letter.resolution is not None:
         if letter.resolution != resolution:
             raise Conflict("already_resolved", f"This dead letter was already resolved as {letter.resolution}.")
-        return Resolved(dead_letter_id, letter.email_id, letter.resolution)
+        return Resolved(dead_letter_id, letter.email_id, resolution)
     if resolution is Resolution.REPLAYED and letter.scrubbed_at is not None:
         raise Conflict("content_gone", "The content of this e-mail was erased or scrubbed; there is nothing to send.")
-    _move(connection, [dead_letter_id], [letter.email], resolution)
-    return Resolved(dead_letter_id, letter.email_id, resolution.value)
+    _MOVES[resolution](connection, Letter(dead_letter_id, letter.email))
+    return Resolved(dead_letter_id, letter.email_id, resolution)
 
 
-_BECOMES: dict[Resolution, dict[str, Any]] = {
-    Resolution.REPLAYED: {
-        # Without a fresh budget it would die again at once.
-        "status": "pending", "attempts": 0, "next_attempt_at": db_now(), "final_at": None,
-        "expires_at": case((Email.expires_at <= db_now(), None), else_=Email.expires_at),
-    },
-    Resolution.DELIVERED: {"status": "sent", "sent_at": db_now(), "final_at": db_now()},
-    Resolution.DISCARDED: {"final_at": db_now()},
-}  # fmt: skip
-
-
-def _move(connection: Connection, letters: list[int], emails: list[int], resolution: Resolution) -> None:
-    """The letters are locked and unresolved, so their e-mails are `failed`; nothing else moves them from there."""
-    failed = (has_status(Status.FAILED), Email.id.in_(emails))
-    connection.execute(update(Email).where(*failed).values(**_BECOMES[resolution]))
-    resolved = {"resolved_at": db_now(), "resolution": resolution.value}
-    connection.execute(update(DeadLetter).where(DeadLetter.id.in_(letters)).values(**resolved))
+_MOVES: dict[Resolution, Callable[[Connection, Letter], None]] = {
+    Resolution.REPLAYED: lambda connection, letter: moves.replay(connection, {letter: 0.0}),
+    Resolution.DELIVERED: moves.deliver,
+    Resolution.DISCARDED: moves.discard,
+}

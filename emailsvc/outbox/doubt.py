@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Engine
 
 from emailsvc.clock import monotonic
-from emailsvc.outbox.claim import release
+from emailsvc.outbox.claims import release
 
 
 class InDoubt:

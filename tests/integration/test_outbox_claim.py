@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +16,7 @@ from emailsvc.clock import utcnow
 from emailsvc.db.models import Email, Switch
 from emailsvc.db.sqltime import db_in
 from emailsvc.mail.outcome import Outcome, Result
-from emailsvc.outbox import Claim, Idle
+from emailsvc.outbox import Claim, Content, Idle, claims
 from emailsvc.settings.config import Config
 from tests.emails import (
     DEFERRED,
@@ -56,9 +55,8 @@ def test_a_claim_carries_small_content_and_leaves_large_content_to_be_read_one_b
     accept(engine, config, "small", html="<p>Hi</p>", headers=headers)
     accept(engine, config, "large", html="<p>" + "x" * 1_000_000, headers=headers)
     small, large = claim(engine, config).rows
-    assert (small.subject, small.body, small.html) == ("Hello", "Text", "<p>Hi</p>")
-    assert small.other == {"headers": headers}
-    assert (large.subject, large.body, large.html, large.other) == (None, None, None, None)
+    assert small.content == Content("Hello", "Text", "<p>Hi</p>", {"headers": headers})
+    assert large.content is None
     read = outbox.content(engine, large.id)
     assert (read.subject, read.body, len(read.html), read.other) == ("Hello", "Text", 1_000_003, {"headers": headers})
 
@@ -155,7 +153,7 @@ def test_an_outage_gives_the_batch_back_and_burns_no_attempt(engine: Engine, con
     due = row(engine, "b").next_attempt_at
     made = claim(engine, config)
     recorded = record(engine, config, made, OUTAGE)
-    assert (recorded.won, recorded.go_on, recorded.reason) == (True, False, "outage")
+    assert (recorded.won, recorded.go_on, recorded.released) == (True, False, "outage")
     for name in "ab":
         assert (row(engine, name).status, row(engine, name).attempts) == ("pending", 0)
     assert row(engine, "b").next_attempt_at == due
@@ -211,7 +209,7 @@ def test_a_probe_prefers_deferred_mail_to_what_was_replayed(engine: Engine, conf
 
 def test_a_probe_looks_at_the_newest_rows_too(engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many bad ones lie in front."""
-    monkeypatch.setattr(import_module("emailsvc.outbox.claim"), "PROBE_CHOICE", 20)
+    monkeypatch.setattr(claims, "PROBE_CHOICE", 20)
     _failed_once(engine, config, 100)
     assert outbox.replay_many(engine) == 100
     record(engine, config, claim(engine, config), OUTAGE)

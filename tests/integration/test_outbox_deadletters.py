@@ -355,8 +355,8 @@ def test_an_international_address_is_looked_up_in_the_index(engine: Engine, conf
 def test_a_busy_mailbox_is_erased_in_transactions_of_its_own_and_goes_on_after_a_kill(
     engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox.withdraw, "CHUNK", 4)
-    monkeypatch.setattr(outbox.withdraw, "PAGE", 8)
+    monkeypatch.setattr(outbox.erasure, "CHUNK", 4)
+    monkeypatch.setattr(outbox.erasure, "PAGE", 8)
     outbox.accept_many(engine, [new_email(f"m-{n}", user="eve@example.com") for n in range(30)], config)
     accept(engine, config, "bob", user="bob@example.com")
 
@@ -378,8 +378,8 @@ def test_a_busy_mailbox_is_erased_in_transactions_of_its_own_and_goes_on_after_a
 def test_an_erasure_ends_though_mail_to_the_person_keeps_coming(
     engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox.withdraw, "CHUNK", 2)
-    monkeypatch.setattr(outbox.withdraw, "PAGE", 2)
+    monkeypatch.setattr(outbox.erasure, "CHUNK", 2)
+    monkeypatch.setattr(outbox.erasure, "PAGE", 2)
     accept(engine, config, *(f"m-{n}" for n in range(6)), user="eve@example.com")
 
     def another(total: int) -> None:

@@ -39,7 +39,7 @@ def again(engine: Engine, config: Config, *results: Result) -> list[str | None]:
             break
         for number in range(len(made.rows)):
             recorded = record(engine, config, made, results[len(reasons)], number)
-            reasons.append(recorded.reason)
+            reasons.append(recorded.reason or recorded.released)
             if not recorded.go_on:
                 return reasons
     return reasons
@@ -69,7 +69,7 @@ def test_twenty_refusals_in_a_row_over_three_domains_are_an_outage(
     stats = reports.stats(engine)
     assert (stats["dead_letters"], stats["pending"], stats["sending"]) == (19, 6, 0)
     move_switch(engine, 6, "next_probe_at")
-    assert record(engine, config, claim(engine, config), refusal).reason == "outage"
+    assert record(engine, config, claim(engine, config), refusal).released == "outage"
     assert reports.stats(engine)["dead_letters"] == 19
 
 

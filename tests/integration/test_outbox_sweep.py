@@ -6,7 +6,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from emailsvc import outbox, reports
 from emailsvc.clock import utcnow
 from emailsvc.db.models import Attempt, Counter, DeadLetter, Email, StoredAttachment, Switch
 from emailsvc.outbox import Swept
+from emailsvc.outbox import sweeping as outbox_sweep
 from emailsvc.settings.config import Config
 from tests.emails import (
     DEFERRED,
@@ -37,8 +37,6 @@ from tests.emails import (
     switch,
 )  # fmt: skip
 from tests.servers import wait_for
-
-outbox_sweep = import_module("emailsvc.outbox.sweep")  # the package has a function of that name
 
 
 def test_of_an_expired_claim_only_the_lowest_unfinished_row_is_uncertain(engine: Engine, config: Config) -> None:

@@ -37,7 +37,9 @@ from emailsvc.delivery import drain as delivery
 from emailsvc.errors import Conflict, NotFound
 from emailsvc.intake.payload import Attachment, NewEmail
 from emailsvc.mail import Mail, Outcome, Result
-from emailsvc.outbox import Recorded
+from emailsvc.outbox import Recorded, moves, sweeping
+from emailsvc.outbox.moves import ending
+from emailsvc.outbox.switch import RUNNING
 from emailsvc.settings.config import Config
 from tests.machine import (
     AFTER_DOT,
@@ -50,10 +52,8 @@ from tests.machine import (
     Line,
     Memo,
     World,
-    outbox_module,
 )
 
-recording, sweeping, claiming = (outbox_module(name) for name in ("record", "sweep", "claim"))
 LONG = int(os.environ.get("STATE_MACHINE_EXAMPLES", "0"))
 IDS = [f"m-{n}" for n in range(6)]
 LARGE = 4 * 1024 * 1024
@@ -638,7 +638,7 @@ def goes_on_when_it_is_not_its_own(patch: pytest.MonkeyPatch) -> None:
     """Rule 2 without its other stop: the record matched nothing, and the next conversation begins."""
     after = delivery._Batch._after
 
-    def anyway(batch: Any, row: Any, result: Result, recorded: Recorded, began: float) -> bool:
+    def anyway(batch: Any, row: Any, result: Result | None, recorded: Recorded, began: float) -> bool:
         return after(batch, row, result, recorded, began) or not recorded.won
 
     patch.setattr(delivery._Batch, "_after", anyway)
@@ -648,16 +648,16 @@ def records_without_the_fence(patch: pytest.MonkeyPatch) -> None:
     mine_or_not = (Email.id == bindparam("row_id"), bindparam("token").is_not(None))
     sent = {"status": "sent", "sent_at": db_now(), "final_at": db_now(), "next_attempt_at": None}
     statement = update(Email).where(*mine_or_not).values(attempts=Email.attempts + 1, lease_expires_at=None, **sent)
-    patch.setattr(recording, "_SENT", statement.returning(Email.erase_requested, recording.RUNNING.label("running")))
+    patch.setattr(ending, "_SENT", statement.returning(Email.id, Email.erase_requested, RUNNING.label("running")))
 
 
 def gives_the_lowest_back(patch: pytest.MonkeyPatch) -> None:
     """Rule 5 without "the lowest is uncertain"."""
 
     def as_untouched(hand: Any, result: Result, *, worker_lost: bool) -> None:
-        claiming.release_rows(hand.connection, hand.token, [hand.row.id])
+        moves.release(hand.connection, moves.Held(hand.token, [hand.row.id]))
 
-    patch.setattr(sweeping, "uncertain", as_untouched)
+    patch.setattr(sweeping, "record_uncertain", as_untouched)
 
 
 def forgets_to_note_the_dot(patch: pytest.MonkeyPatch) -> None:

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import product
 from typing import Any
 
-from sqlalchemy import (
-    CTE,
-    Connection,
-    Engine,
-    Row,
-    bindparam,
-    case,
-    delete,
-    exists,
-    literal_column,
-    select,
-    union_all,
-    update,
-)
+from sqlalchemy import CTE, Connection, Engine, Row, bindparam, case, exists, literal_column, select, union_all, update
 from sqlalchemy import func as sql
 
-from emailsvc.db.models import Attempt, DeadLetter, Email, Status, StoredAttachment, Switch, has_status
+from emailsvc.db.models import DeadLetter, Email, Status, Switch, has_status
 from emailsvc.db.sqltime import db_in, db_now
+from emailsvc.outbox import moves
+from emailsvc.outbox.contents import CARRIED, CARRIED_BYTES, Content, content_of
+from emailsvc.outbox.moves import Held
 from emailsvc.outbox.switch import take_probe
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.settings.config import Config
@@ -38,16 +29,6 @@ PROBE_CHOICE = 1_000
 """A probe is chosen from so many of the oldest and of the newest due rows of each priority, so that a list of bad
 addresses in front, old ones or a bulk replay, cannot keep an outage open for all."""
 
-CARRIED_BYTES = 64 * 1024
-"""A claim carries the content of e-mails up to this size. What is larger is read by ``content`` just before its
-conversation, so that a thread holds one large e-mail and not a batch of them.
-"""
-
-Claimed = Any
-"""A row in hand: the columns of ``_COLUMNS``."""
-
-_CONTENT = (Email.subject, Email.body, Email.html, Email.other)
-_IS_CARRIED = Email.size <= literal_column(str(CARRIED_BYTES))
 _REPLAYED_AT = case(
     (
         Email.last_error.is_not(None),  # or it was never given up, and nobody need look for letters
@@ -61,10 +42,43 @@ _REPLAYED_AT = case(
 
 _COLUMNS = (
     Email.id, Email.email_id, Email.recipient, Email.size, Email.attachment_count, Email.message_id,
-    Email.on_uncertain, Email.attempts, Email.next_attempt_at, Email.expires_at, Email.priority,
-    Email.received_at, Email.send_at, _REPLAYED_AT.label("replayed_at"),
-    *(case((_IS_CARRIED, column)).label(column.key) for column in _CONTENT),
+    Email.on_uncertain, Email.attempts, Email.expires_at, Email.received_at, Email.send_at,
+    _REPLAYED_AT.label("replayed_at"),
+    *CARRIED,
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class InHand:
+    """What the outcome of an attempt depends on."""
+
+    id: int
+    email_id: str
+    recipient: str
+    attempts: int
+    on_uncertain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed(InHand):
+    """A row in hand."""
+
+    message_id: str
+    size: int  # bytes
+    attachment_count: int
+    received_at: datetime
+    send_at: datetime | None
+    replayed_at: datetime | None
+    expires_at: datetime | None
+    content: Content | None  # None: too large to be carried
+
+
+def _claimed(row: Row[Any]) -> Claimed:
+    return Claimed(
+        row.id, row.email_id, row.recipient, row.attempts, row.on_uncertain, row.message_id, row.size,
+        row.attachment_count, row.received_at, row.send_at, row.replayed_at, row.expires_at,
+        content_of(row) if row.size <= CARRIED_BYTES else None,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +91,18 @@ class Claim:
     start_at: Sequence[float] = ()  # seconds after ``now`` at which each row may start, when there is a rate limit
 
 
+class IdleReason(enum.StrEnum):
+    EMPTY = "empty"
+    PAUSED = "paused"
+    OUTAGE = "outage"
+    RATE = "rate"
+
+
 @dataclass(frozen=True, slots=True)
 class Idle:
     """Nothing was claimed. ``wait``: under a rate limit, the seconds until the next slot is given out."""
 
-    reason: str  # "empty", "paused", "outage" or "rate"
+    reason: IdleReason
     wait: float | None = None
 
 
@@ -100,12 +121,8 @@ def _claim_statement(order: Sequence[int]) -> Any:
     for priority in order:
         choices.append(_due(priority, choices, f"due_{priority}"))
     running = select(Switch.id).where(Switch.paused_at.is_(None), Switch.outage_since.is_(None))
-    return (
-        update(Email)
-        .where(Email.id.in_(union_all(*(select(choice.c.id) for choice in choices))), exists(running))
-        .values(status="sending", claim=bindparam("token"), lease_expires_at=db_in(bindparam("lease")))
-        .returning(*_COLUMNS, db_now().label("now"))
-    )
+    chosen = union_all(*(select(choice.c.id) for choice in choices))
+    return moves.claiming(chosen, exists(running)).returning(*_COLUMNS, db_now().label("now"))
 
 
 _OLDEST_AND_NEWEST = ((Email.next_attempt_at, Email.id), (Email.next_attempt_at.desc(), Email.id.desc()))
@@ -122,12 +139,7 @@ def _probe_statement() -> Any:
     chosen = select(Email.id).where(PENDING, Email.id.in_(union_all(*ends))).order_by(standing, sql.random())
     chosen = chosen.limit(bindparam("size_limit"))
     locked = chosen.with_for_update(skip_locked=True).cte("chosen")
-    return (
-        update(Email)
-        .where(Email.id.in_(select(locked.c.id)))
-        .values(status="sending", claim=bindparam("token"), lease_expires_at=db_in(bindparam("lease")))
-        .returning(*_COLUMNS, db_now().label("now"))
-    )
+    return moves.claiming(select(locked.c.id)).returning(*_COLUMNS, db_now().label("now"))
 
 
 _ANY_DUE = select(Email.id).where(PENDING, ANY_PRIORITY, Email.next_attempt_at <= db_now())
@@ -157,7 +169,7 @@ def _claim(connection: Connection, token: str, config: Config, low_first: bool) 
             _book_slots(connection, slot.now, ahead)
         size = min(size, int((1.0 - ahead) * rate) if rate >= 1 else int(ahead <= 0))
         if size < 1:
-            return Idle("rate", max(ahead - 1.0, 0.0) + 1.0 / rate if rate >= 1 else ahead)
+            return Idle(IdleReason.RATE, max(ahead - 1.0, 0.0) + 1.0 / rate if rate >= 1 else ahead)
         start_at = [ahead + n / rate for n in range(size)]
     values = {"size_limit": size, "token": token, "lease": config.lease_seconds}
     rows = sorted(connection.execute(_LOW_FIRST if low_first else _HIGH_FIRST, values), key=lambda row: row.id)
@@ -165,18 +177,18 @@ def _claim(connection: Connection, token: str, config: Config, low_first: bool) 
     if not rows:
         switch = connection.execute(select(Switch, exists(_ANY_DUE).label("any_due"))).one()
         if switch.paused_at is not None:
-            return Idle("paused")
+            return Idle(IdleReason.PAUSED)
         if switch.outage_since is None or not switch.any_due:
-            return Idle("empty")  # or others have the locks of all that is due
+            return Idle(IdleReason.EMPTY)  # or others have the locks of all that is due
         if not take_probe(connection, switch.probe_delay):
-            return Idle("outage")
+            return Idle(IdleReason.OUTAGE)
         rows = list(connection.execute(_PROBE, {**values, "size_limit": 1, "probe_choice": PROBE_CHOICE}))
         if not rows:  # every candidate is locked
-            return Idle("outage")
+            return Idle(IdleReason.OUTAGE)
         probe = True
     if rate and rows:
         _book_slots(connection, rows[0].now, start_at[len(rows) - 1] + 1 / rate)
-    return Claim(token, rows, rows[0].now, len(rows) >= size, probe, start_at)
+    return Claim(token, [_claimed(row) for row in rows], rows[0].now, len(rows) >= size, probe, start_at)
 
 
 def _ahead(slot: Any) -> float:
@@ -188,30 +200,9 @@ def _book_slots(connection: Connection, now: datetime, seconds: float) -> None:
     connection.execute(update(Switch).values(next_slot_at=now + timedelta(seconds=seconds)))
 
 
-def content(engine: Engine, row_id: int) -> Row[Any]:
-    """Subject, body, html and other of one e-mail in hand that is too large for its claim to carry."""
-    with engine.connect().execution_options(read_only=True) as connection:
-        return connection.execute(select(*_CONTENT).where(Email.id == row_id)).one()
-
-
-def attachments(engine: Engine, row_id: int) -> Sequence[Row[Any]]:
-    """The attachments of one e-mail in hand, in their order."""
-    statement = select(StoredAttachment).where(StoredAttachment.email == row_id).order_by(StoredAttachment.position)
-    with engine.connect().execution_options(read_only=True) as connection:
-        return connection.execute(statement).all()
-
-
 def release(engine: Engine, token: str, ids: Sequence[int] | None = None) -> int:
     """Give untouched rows of a claim back, all or those named; their due time stays. Safe to repeat."""
-    return in_transaction(engine, lambda connection: release_rows(connection, token, ids))
-
-
-def release_rows(connection: Connection, token: str, ids: Sequence[int] | None = None) -> int:
-    mine = (SENDING, Email.claim == token) if ids is None else (SENDING, Email.claim == token, Email.id.in_(ids))
-    statement = update(Email).where(*mine).values(status="pending", lease_expires_at=None)
-    rows = connection.execute(statement.returning(Email.id, Email.erase_requested)).all()
-    withdraw_erased(connection, [row.id for row in rows if row.erase_requested])
-    return len(rows)
+    return in_transaction(engine, lambda connection: moves.release(connection, Held(token, ids)))
 
 
 def recover(engine: Engine, token: str, row_id: int, *, dot_may_be_sent: bool) -> int:
@@ -226,38 +217,10 @@ def recover(engine: Engine, token: str, row_id: int, *, dot_may_be_sent: bool) -
         ids = list(connection.execute(mine).scalars())
         if not ids or ids[0] < row_id:
             return 0
-        return release_rows(connection, token, [one for one in ids if one > row_id or not dot_may_be_sent])
+        untouched = [one for one in ids if one > row_id or not dot_may_be_sent]
+        return moves.release(connection, Held(token, untouched))
 
     return in_transaction(engine, work)
-
-
-def withdraw_erased(connection: Connection, ids: Sequence[int]) -> None:
-    """Rows whose erasure was asked for while they were in hand end here instead of waiting again."""
-    if not ids:
-        return
-    connection.execute(
-        update(Email)
-        .where(PENDING, Email.id.in_(ids))
-        .values(status="cancelled", next_attempt_at=None, final_at=db_now())
-    )
-    scrub(connection, Email.id.in_(ids), recipient=True)
-
-
-def scrub(
-    connection: Connection, condition: Any, *, recipient: bool = False, also: Mapping[str, Any] | None = None
-) -> None:
-    """Forget content; the id, the fingerprint and the times stay. With ``recipient``, whatever names the person too.
-
-    ``also`` is written to the same rows by the same statement.
-    """
-    values: dict[str, Any] = {"subject": None, "body": None, "html": None, "other": None, "scrubbed_at": db_now()}
-    owners = select(Email.id).where(condition)
-    if recipient:  # a server's words may quote the address
-        values |= {"recipient": None, "last_error": None}
-        connection.execute(update(Attempt).where(Attempt.email.in_(owners)).values(words="(erased)", domain=""))
-        connection.execute(update(DeadLetter).where(DeadLetter.email.in_(owners)).values(error="(erased)"))
-    connection.execute(delete(StoredAttachment).where(StoredAttachment.email.in_(owners)))
-    connection.execute(update(Email).where(condition).values(**values, **(also or {})))
 
 
 def renew(engine: Engine, token: str, row_id: int, seconds: float) -> bool:

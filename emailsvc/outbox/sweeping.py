@@ -10,17 +10,20 @@ from functools import partial
 from threading import Event
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, Select, delete, func, select, update
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from emailsvc.db.models import Attempt, DeadLetter, Email, Reason, Status, Switch, has_status
+from emailsvc.db.models import Attempt, Email, Reason, Status, Switch, has_status
 from emailsvc.db.sqltime import db_in, db_now
 from emailsvc.errors import brief
 from emailsvc.mail.outcome import Outcome, Result
-from emailsvc.outbox.accept import add_to_counter
-from emailsvc.outbox.claim import ANY_PRIORITY, PENDING, SENDING, release_rows, scrub
-from emailsvc.outbox.record import Hand, uncertain, verdict
+from emailsvc.outbox import moves
+from emailsvc.outbox.claims import ANY_PRIORITY, PENDING, SENDING, InHand
+from emailsvc.outbox.counters import Kind, add_to_counter
+from emailsvc.outbox.moves import Held
+from emailsvc.outbox.recording import Hand, record_uncertain
+from emailsvc.outbox.scrubbing import scrub
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.settings.config import Config
 
@@ -44,8 +47,8 @@ class Swept:
     of rows given up for another reason. ``away``: the database went away, and the rest was left to the next sweep.
     """
 
-    uncertain: list[tuple[str, str]] = field(default_factory=list)
-    buried: list[tuple[str, str]] = field(default_factory=list)
+    uncertain: list[tuple[str, Status]] = field(default_factory=list)
+    buried: list[tuple[str, Reason]] = field(default_factory=list)
     released: int = 0
     scrubbed: int = 0
     purged: int = 0
@@ -135,22 +138,23 @@ def _take_claim(connection: Connection, token: str, config: Config, swept: Swept
     """
     mine = (SENDING, Email.claim == token, Email.lease_expires_at < db_now())
     rows = connection.execute(
-        select(Email.id, Email.email_id, Email.attempts, Email.on_uncertain, Email.recipient, Email.erase_requested)
+        select(Email.id, Email.email_id, Email.recipient, Email.attempts, Email.on_uncertain)
         .where(*mine)
         .order_by(Email.id)
         .with_for_update()
     ).all()
     if not rows:
         return 0
-    first, rest = rows[0], [row.id for row in rows[1:]]
-    hand = Hand(connection, first, token, config, probe=False, seconds=0)
+    lowest, rest = rows[0], [row.id for row in rows[1:]]
+    first = InHand(lowest.id, lowest.email_id, lowest.recipient or "", lowest.attempts, lowest.on_uncertain)
+    hand = Hand(connection, first, token, config)
     lost = Result(Outcome.UNCERTAIN, "the worker was lost with this mail in hand; the server may have taken it")
-    recorded = uncertain(hand, lost, worker_lost=True)
-    release_rows(connection, token, rest)
+    recorded = record_uncertain(hand, lost, worker_lost=True)
+    moves.release(connection, Held(token, rest))
     # Without the token the late worker cannot take this decision for its own commit.
     connection.execute(update(Email).where(Email.id.in_([first.id, *rest])).values(claim=None))
     swept.released += len(rest)
-    if recorded is not None:
+    if recorded is not None and recorded.state is not None:
         swept.uncertain.append((first.email_id, recorded.state))
     return len(rows)
 
@@ -168,20 +172,9 @@ def _held_up(config: Config) -> tuple[Any, ...]:
 
 def _bury_pending(swept: Swept, reason: Reason, error: str, condition: tuple[Any, ...], connection: Connection) -> int:
     some = select(Email.id).where(PENDING, *condition).order_by(Email.id).limit(CHUNK).with_for_update(skip_locked=True)
-    rows = connection.execute(
-        update(Email)
-        .where(Email.id.in_(select(some.cte("some").c.id)))
-        .values(status="failed", next_attempt_at=None, last_error=error)
-        .returning(Email.id, Email.email_id, Email.attempts, Email.maybe_sent)
-    ).all()
-    letters = []
-    for row in rows:
-        why, words = verdict(row.maybe_sent, reason, error)
-        letters.append({"email": row.id, "reason": why.value, "error": words, "attempts": row.attempts})
-    if letters:
-        connection.execute(insert(DeadLetter).values(created_at=db_now()), letters)
-    swept.buried += [(row.email_id, letter["reason"]) for row, letter in zip(rows, letters, strict=True)]
-    return len(rows)
+    failed = moves.fail_waiting(connection, select(some.cte("some").c.id), reason, error)
+    swept.buried += [(one.email_id, one.reason) for one in failed]
+    return len(failed)
 
 
 def _roll_up_hour(connection: Connection) -> bool:
@@ -200,7 +193,7 @@ def _roll_up_hour(connection: Connection) -> bool:
     return True
 
 
-def _countable(start: datetime, end: datetime) -> dict[str, Any]:
+def _countable(start: datetime, end: datetime) -> dict[Kind, Select[int]]:
     is_sent = has_status(Status.SENT)
     return {
         "received": select(func.count(Email.id)).where(Email.received_at >= start, Email.received_at < end),
@@ -213,8 +206,11 @@ def _scrub_old(connection: Connection, config: Config) -> int:
     old = (Email.final_at <= db_in(-config.body_retention_seconds), Email.scrubbed_at.is_(None))
     some = select(Email.id).where(*old).limit(CHUNK).with_for_update(skip_locked=True)
     ids = connection.execute(some).scalars().all()
-    scrub(connection, Email.id.in_(ids))
+    scrub(connection, ids)
     return len(ids)
+
+
+_PURGED: dict[Status, Kind] = {Status.CANCELLED: "purged_cancelled", Status.FAILED: "purged_failed"}
 
 
 def _purge(connection: Connection, config: Config) -> int:
@@ -228,8 +224,8 @@ def _purge(connection: Connection, config: Config) -> int:
     rows = connection.execute(some.with_for_update(skip_locked=True)).all()
     connection.execute(delete(Email).where(Email.id.in_([row.id for row in rows])))
     start = connection.execute(select(Switch.rolled_up_to)).scalar_one()
-    for status in (Status.CANCELLED, Status.FAILED):
+    for status, kind in _PURGED.items():
         count = sum(row.status == status for row in rows)
         if count:
-            add_to_counter(connection, f"purged_{status.value}", count, start)
+            add_to_counter(connection, kind, count, start)
     return len(rows)

@@ -1,0 +1,32 @@
+"""Taking back what waits."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, select
+
+from emailsvc.db.models import Email, Status
+from emailsvc.errors import Conflict, NotFound
+from emailsvc.outbox import moves
+
+_WHY_NOT = {
+    Status.SENT: ("already_sent", "The mail server took this e-mail already."),
+    Status.SENDING: ("sending", "This e-mail is being sent right now."),
+    Status.FAILED: ("failed", "This e-mail failed already; see its dead letter."),
+    Status.PENDING: ("maybe_sent", "An earlier attempt may have reached the mail server, so it cannot be cancelled."),
+}
+
+
+def cancel(engine: Engine, email_id: str) -> None:
+    """``pending → cancelled``; again is fine. Raises NotFound, or Conflict saying which state forbids it."""
+    with engine.begin() as connection:
+        if moves.cancel(connection, email_id):
+            return
+        found = connection.execute(
+            select(Email.status, Email.maybe_sent).where(Email.email_id == email_id).with_for_update()
+        ).first()
+    if found is None:
+        raise NotFound(f"There is no e-mail with the id {email_id!r}.")
+    if found.status == Status.PENDING and not found.maybe_sent:
+        cancel(engine, email_id)  # it came back to pending between the two statements
+    elif found.status != Status.CANCELLED:
+        raise Conflict(*_WHY_NOT[Status(found.status)])

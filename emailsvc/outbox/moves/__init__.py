@@ -1,0 +1,34 @@
+"""The moves of the state machine: every status that is ever written is written here.
+
+Each is one guarded UPDATE (accepting: an INSERT) in the transaction of its caller, over a set of rows where a set makes
+sense, and returns what it matched. Which status may become which is declared beside ``Status``. A row that does not
+match was moved by somebody else first; each move says what that means. A person who was to be forgotten while the
+e-mail was in hand is forgotten by the move that ends it.
+"""
+
+from emailsvc.outbox.moves.ending import Failed, Tried, defer, fail, fail_waiting, send
+from emailsvc.outbox.moves.resolving import Letter, deliver, discard, replay
+from emailsvc.outbox.moves.taking import Kept, accept, claiming, release
+from emailsvc.outbox.moves.turning import Held, Moved
+from emailsvc.outbox.moves.withdrawing import cancel, erase
+
+__all__ = [
+    "Failed",
+    "Held",
+    "Kept",
+    "Letter",
+    "Moved",
+    "Tried",
+    "accept",
+    "cancel",
+    "claiming",
+    "defer",
+    "deliver",
+    "discard",
+    "erase",
+    "fail",
+    "fail_waiting",
+    "release",
+    "replay",
+    "send",
+]

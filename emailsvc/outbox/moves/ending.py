@@ -1,0 +1,135 @@
+"""The end of an attempt: sent, deferred or failed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row, Select, Update, bindparam, insert, or_
+
+from emailsvc.db.models import Attempt, DeadLetter, Email, Reason, Status
+from emailsvc.db.sqltime import db_in, db_now
+from emailsvc.mail.outcome import Outcome, Result
+from emailsvc.outbox.moves.turning import MOVED, Moved, turn, turn_chosen
+from emailsvc.outbox.moves.withdrawing import erase_as_asked
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """An attempt that did not end in ``sent``; ``attempts`` counts it."""
+
+    result: Result
+    attempts: int
+    domain: str
+    seconds: float
+    worker_lost: bool = False
+
+
+class Failed(NamedTuple):
+    email_id: str
+    reason: Reason
+    running: bool
+
+
+_SENT = (
+    turn(Status.SENDING, Status.SENT, Email.id == bindparam("row_id"), Email.claim == bindparam("token"))
+    .values(
+        attempts=Email.attempts + 1, sent_at=db_now(), final_at=db_now(), next_attempt_at=None, lease_expires_at=None,
+        last_error=None,
+    )
+    .returning(*MOVED)
+)  # fmt: skip
+
+
+def send(connection: Connection, row_id: int, token: str) -> Moved | None:
+    """``sending → sent``; one row, because each outcome has a commit of its own.
+
+    None: our own commit went through before, or the sweep has decided that nobody knows.
+    """
+    return _ended(connection, connection.execute(_SENT, {"row_id": row_id, "token": token}).first())
+
+
+def defer(connection: Connection, row_id: int, token: str, tried: Tried, delay: float) -> Moved | None:
+    """``sending → pending`` for another attempt in ``delay`` seconds.
+
+    None: as for ``send``, or that would be past its expiry; then it can only ``fail``.
+    """
+    in_time = or_(Email.expires_at.is_(None), db_in(delay) < Email.expires_at)
+    moved = connection.execute(
+        turn(Status.SENDING, Status.PENDING, Email.id == row_id, Email.claim == token, in_time)
+        .values(
+            attempts=tried.attempts, next_attempt_at=db_in(delay), lease_expires_at=None,
+            last_error=tried.result.text, **_maybe_sent(tried.result.outcome is Outcome.UNCERTAIN),
+        )
+        .returning(*MOVED)
+    ).first()  # fmt: skip
+    if moved is not None:
+        _note_attempt(connection, row_id, tried)
+    return _ended(connection, moved)
+
+
+def fail(
+    connection: Connection, row_id: int, token: str, reason: Reason, error: str, tried: Tried | None = None
+) -> Failed | None:
+    """``sending → failed`` with its dead letter, after the last attempt or without one. None: as for ``send``."""
+    statement = turn(Status.SENDING, Status.FAILED, Email.id == row_id, Email.claim == token)
+    if tried is not None:
+        statement = statement.values(attempts=tried.attempts)
+    failed = _fail(connection, statement, reason, error, tried)
+    return failed[0] if failed else None
+
+
+def fail_waiting(connection: Connection, chosen: Select[int], reason: Reason, error: str) -> list[Failed]:
+    """``pending → failed`` with their dead letters. What does not match was claimed or withdrawn meanwhile."""
+    return _fail(connection, turn_chosen(Status.PENDING, Status.FAILED, chosen), reason, error, None)
+
+
+def _fail(connection: Connection, statement: Update, reason: Reason, error: str, tried: Tried | None) -> list[Failed]:
+    ended = {"next_attempt_at": None, "lease_expires_at": None, "last_error": error}
+    rows = connection.execute(
+        statement.values(**ended, **_maybe_sent(reason is Reason.UNCERTAIN)).returning(
+            *MOVED, Email.email_id, Email.attempts, Email.maybe_sent
+        )
+    ).all()
+    if not rows:
+        return []
+    letters, failed = [], []
+    for row in rows:
+        if tried is not None:
+            _note_attempt(connection, row.id, tried)
+        why, words = _told(row.maybe_sent, reason, error)
+        letters.append({"email": row.id, "reason": why.value, "error": words, "attempts": row.attempts})
+        failed.append(Failed(row.email_id, why, row.running))
+    connection.execute(insert(DeadLetter).values(created_at=db_now()), letters)
+    erase_as_asked(connection, [Moved(row.id, row.erase_requested, row.running) for row in rows])
+    return failed
+
+
+def _told(maybe_sent: bool, reason: Reason, error: str) -> tuple[Reason, str]:
+    """Whatever ended it: of a mail that an earlier attempt may have delivered, nobody may say that it was not."""
+    if maybe_sent and reason is not Reason.UNCERTAIN:
+        return Reason.UNCERTAIN, f"an earlier attempt may have reached the server; then: {error}"
+    return reason, error
+
+
+def _maybe_sent(uncertain: bool) -> dict[str, bool]:
+    return {"maybe_sent": True} if uncertain else {}
+
+
+def _note_attempt(connection: Connection, row_id: int, tried: Tried) -> None:
+    result = tried.result
+    connection.execute(
+        insert(Attempt).values(
+            email=row_id, outcome=result.outcome.value, code=result.code, enhanced=result.enhanced,
+            command=result.command, words=result.text, domain=tried.domain, worker_lost=tried.worker_lost,
+            started_at=db_in(-tried.seconds), at=db_now(),
+        )
+    )  # fmt: skip
+
+
+def _ended(connection: Connection, row: Row[Any] | None) -> Moved | None:
+    if row is None:
+        return None
+    moved = Moved._make(row)
+    erase_as_asked(connection, [moved])
+    return moved

@@ -1,0 +1,39 @@
+"""Cancelled, or erased."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection
+
+from emailsvc.db.models import DeadLetter, Email, Resolution, Status
+from emailsvc.db.sqltime import db_now
+from emailsvc.outbox.moves.resolving import resolve
+from emailsvc.outbox.moves.turning import Moved, turn
+from emailsvc.outbox.scrubbing import scrub_person
+
+
+def cancel(connection: Connection, email_id: str) -> bool:
+    """``pending → cancelled``. False: a claim or an outcome got there first, or it never was pending, or it may have
+    been sent; the row says which.
+    """
+    statement = turn(Status.PENDING, Status.CANCELLED, Email.email_id == email_id, ~Email.maybe_sent)
+    return connection.execute(statement.values(next_attempt_at=None, final_at=db_now())).rowcount == 1
+
+
+def erase(connection: Connection, ids: Sequence[int]) -> None:
+    """Forget the person: what waits becomes ``cancelled``, what failed is discarded, the rest stays as it is.
+
+    The caller holds the locks of these rows, and none of them is ``sending``.
+    """
+    open_letters = (DeadLetter.email.in_(ids), DeadLetter.resolved_at.is_(None))
+    resolve(connection, Resolution.DISCARDED, *open_letters)
+    waiting = turn(Status.PENDING, Status.CANCELLED, Email.id.in_(ids))
+    connection.execute(waiting.values(next_attempt_at=None, final_at=db_now()))
+    scrub_person(connection, ids)
+
+
+def erase_as_asked(connection: Connection, rows: Sequence[Moved]) -> None:
+    asked = [row.id for row in rows if row.erase_requested]
+    if asked:
+        erase(connection, asked)
