@@ -28,7 +28,7 @@ def a_mail(**changes: Any) -> Mail:
     given: dict[str, Any] = {
         "email_id": f"order-{number}",
         "message_id": f"<{number:032x}@example.com>",
-        "sender": "shop@example.com",
+        "from_address": "shop@example.com",
         "recipient": "ada@example.com",
         "subject": "Your order",
         "body": "Thank you.\n",

@@ -43,8 +43,8 @@ fits would be read and given back again and again.
 """
 
 LOW_FIRST_EVERY = 10
-LONGEST_RETRY_SECONDS = 5.0
-LONGEST_WAIT_SECONDS = 1.0
+MAX_RETRY_SECONDS = 5.0
+MAX_WAIT_SECONDS = 1.0
 """A drain waits so long for its slot under a rate limit; for a later one it comes again."""
 
 Errors = tuple[type[Exception], ...]
@@ -76,7 +76,7 @@ class Drain:
                     self.wake()
                 self._batch = _Batch(self, claim, asked)
                 self._batch.work()
-            elif claim.wait is None or claim.wait > LONGEST_WAIT_SECONDS:
+            elif claim.wait is None or claim.wait > MAX_WAIT_SECONDS:
                 return
             else:
                 self.stopping.wait(claim.wait)
@@ -109,7 +109,7 @@ class Drain:
             except errors as exc:
                 log.warning("database_away", extra={"fields": {"doing": what, "retry_in": delay, "error": brief(exc)}})
             time.sleep(delay)
-            delay = min(delay * 2, LONGEST_RETRY_SECONDS)
+            delay = min(delay * 2, MAX_RETRY_SECONDS)
 
 
 class _Batch:
@@ -225,7 +225,7 @@ class _Batch:
         return Mail(
             email_id=row.email_id,
             message_id=row.message_id,
-            sender=other.get("from") or self.config.mail_from,
+            from_address=other.get("from") or self.config.mail_from,
             recipient=row.recipient,
             subject=content.subject,
             body=content.body,

@@ -22,7 +22,7 @@ class Mail:
 
     email_id: str
     message_id: str
-    sender: str
+    from_address: str
     recipient: str
     subject: str
     body: str

@@ -19,9 +19,9 @@ from emailsvc.mail.line import Line
 if TYPE_CHECKING:
     from emailsvc.settings.parsers import SmtpServer
 
-LONGEST_LINE = 8192
-LONGEST_REPLY = 65536
-LONGEST_TEXT = 500  # characters of a reply that are kept
+MAX_LINE = 8192
+MAX_REPLY = 65536
+MAX_TEXT = 500  # characters of a reply that are kept
 MALFORMED = -1
 
 _reply_line = re.compile(rb"([0-9]{3})(?:([ -])(.*))?\r?\n", re.S).fullmatch
@@ -54,7 +54,7 @@ class Reply:
 
 def readable(raw: bytes | str) -> str:
     text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw
-    return " ".join("".join(ch if ch.isprintable() else " " for ch in text[: 4 * LONGEST_TEXT]).split())[:LONGEST_TEXT]
+    return " ".join("".join(ch if ch.isprintable() else " " for ch in text[: 4 * MAX_TEXT]).split())[:MAX_TEXT]
 
 
 @cache
@@ -184,12 +184,12 @@ class Connection(smtplib.SMTP):
             self.file = self.sock.makefile("rb")
         code, words, size = b"", [], 0
         while True:
-            line: bytes = self.file.readline(LONGEST_LINE + 1)
+            line: bytes = self.file.readline(MAX_LINE + 1)
             size += len(line)
-            if not line.endswith(b"\n") and len(line) <= LONGEST_LINE:
+            if not line.endswith(b"\n") and len(line) <= MAX_LINE:
                 raise smtplib.SMTPServerDisconnected("the connection ended" + (" within a reply" if size else ""))
             parts = _reply_line(line)
-            if parts is None or size > LONGEST_REPLY or (code and parts[1] != code):
+            if parts is None or size > MAX_REPLY or (code and parts[1] != code):
                 return self._replied(Reply(MALFORMED, f"not an SMTP reply: {readable(line)}")), line
             code = parts[1]
             words.append((parts[3] or b"").strip())
@@ -211,7 +211,7 @@ class Connection(smtplib.SMTP):
         try:
             said = self.file.read(1)  # None: nothing yet; empty: the end
             if said:
-                said += self.file.readline(LONGEST_LINE)
+                said += self.file.readline(MAX_LINE)
         except ssl.SSLWantReadError:
             return readable(said) if said else None
         except OSError as exc:

@@ -10,7 +10,7 @@ from emailsvc.intake import addresses
 
 CRLF = "\r\n"
 COLUMNS = 78  # a line should be no longer, RFC 5322 §2.1.1
-LONGEST_WORD = addresses.MAX_WORD
+MAX_WORD = addresses.MAX_WORD
 ENCODED_WORD = 75  # RFC 2047 §2
 
 # The rules of a payload are not asked again. These guard the wire itself: one line, one field, one address, whatever
@@ -33,19 +33,19 @@ def field(name: str, text: str) -> str:
     if _breaks(text):
         raise Unbuildable(f"{name} contains control characters or line breaks")
     if addresses.has_too_long_a_word(name, text):
-        raise Unbuildable(f"{name} has a word of more than {LONGEST_WORD} characters, too long for a line")
+        raise Unbuildable(f"{name} has a word of more than {MAX_WORD} characters, too long for a line")
     if _plain(text) and "=?" not in text:
         if len(name) + 2 + len(text) <= COLUMNS:
             return f"{name}: {text}"
         # Folding between two blanks could leave a line of blanks alone, which RFC 5322 §3.2.2 forbids.
-        if "  " not in text and max(map(len, text.split(" "))) <= LONGEST_WORD:
+        if "  " not in text and max(map(len, text.split(" "))) <= MAX_WORD:
             return _fold(f"{name}:", text.split(" "))
     return _fold(f"{name}:", _encoded_words(text, COLUMNS - len(name) - 2))
 
 
 def raw_field(name: str, text: str) -> str:
     """A field that has a grammar of its own and must not be folded."""
-    if _breaks(text) or len(text) > LONGEST_WORD:
+    if _breaks(text) or len(text) > MAX_WORD:
         raise Unbuildable(f"{name} contains control characters or line breaks, or is too long for a line")
     return f"{name}: {text}"
 
@@ -97,7 +97,7 @@ def attachment_name(filename: str) -> str:
     if _simple_filename(filename):
         return f'{start};{CRLF} filename="{filename}"'
     encoded = "utf-8''" + quote(filename, safe="")
-    if len(encoded) <= LONGEST_WORD:
+    if len(encoded) <= MAX_WORD:
         return f"{start};{CRLF} filename*={encoded}"
     pieces = re.findall(r"(?:%..|[^%]){1,200}", encoded)
     return start + "".join(f";{CRLF} filename*{number}*={piece}" for number, piece in enumerate(pieces))

@@ -15,7 +15,7 @@ from email.utils import format_datetime
 
 from emailsvc.mail import Attachment, Mail
 from emailsvc.mail.header import (
-    LONGEST_WORD,
+    MAX_WORD,
     Unbuildable,
     attachment_name,
     envelope_address,
@@ -24,7 +24,7 @@ from emailsvc.mail.header import (
 )
 
 # Safe as it is: printable ASCII, tabs and line feeds, in lines that no relay breaks.
-_seven_bit = re.compile(rf"(?:[\t -~]{{0,{LONGEST_WORD}}}+\n)*+[\t -~]{{0,{LONGEST_WORD}}}+").fullmatch
+_seven_bit = re.compile(rf"(?:[\t -~]{{0,{MAX_WORD}}}+\n)*+[\t -~]{{0,{MAX_WORD}}}+").fullmatch
 _message_id = re.compile(r"<[!-;=?A-~]+@[!-;=?A-~]+>").fullmatch
 _ASCII = bytes(range(128))
 BASE64_BLOCK = 57 * 1024  # whole lines of 76 characters
@@ -35,7 +35,7 @@ class Letter:
     """A mail ready to go: its envelope, and the bytes that follow DATA."""
 
     mail: Mail
-    sender: str
+    from_address: str
     recipient: str
     data: bytes
     international: bool  # raw UTF-8 in an address, which needs a server with SMTPUTF8 (RFC 6531)
@@ -43,26 +43,28 @@ class Letter:
 
 def build(mail: Mail, idempotency_header: str | None = None) -> Letter:
     """Raises Unbuildable for what cannot be sent exactly as it is."""
-    sender, recipient = envelope_address(mail.sender), envelope_address(mail.recipient)
+    from_address, recipient = envelope_address(mail.from_address), envelope_address(mail.recipient)
     reply_to = None if mail.reply_to is None else envelope_address(mail.reply_to)
     try:
-        head = "\r\n".join(_head(mail, sender, recipient, reply_to, idempotency_header))
+        head = "\r\n".join(_head(mail, from_address, recipient, reply_to, idempotency_header))
         data = f"{head}\r\n".encode() + _content(mail)
     except UnicodeEncodeError as exc:
         raise Unbuildable(f"a text cannot be encoded: {exc.reason}") from exc
     if not data.count(b"\r\n") == data.count(b"\r") == data.count(b"\n"):
         # must not happen; would be SMTP smuggling (CVE-2023-51764) if it did
         raise Unbuildable("a line end is not CRLF")
-    return Letter(mail, sender, recipient, data, not f"{sender}{recipient}{reply_to}".isascii())
+    return Letter(mail, from_address, recipient, data, not f"{from_address}{recipient}{reply_to}".isascii())
 
 
-def _head(mail: Mail, sender: str, recipient: str, reply_to: str | None, idempotency_header: str | None) -> list[str]:
+def _head(
+    mail: Mail, from_address: str, recipient: str, reply_to: str | None, idempotency_header: str | None
+) -> list[str]:
     if not _message_id(mail.message_id):
         raise Unbuildable("the Message-ID is not of the form <left@right>")
     lines = [
         raw_field("Date", format_datetime(mail.date)),
         raw_field("Message-ID", mail.message_id),
-        raw_field("From", sender),
+        raw_field("From", from_address),
         raw_field("To", recipient),
         field("Subject", mail.subject),
         "Auto-Submitted: auto-generated",  # RFC 3834: robots do not answer

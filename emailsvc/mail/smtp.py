@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAILS_PER_CONNECTION = 100  # servers close with 421 after 25 to 350
+EMAILS_PER_CONNECTION = 100  # servers close with 421 after 25 to 350
 QUIT_SECONDS = 1.0
 
 _leading_dot = re.compile(rb"(?m)^\.")
@@ -62,7 +62,7 @@ class SmtpTransport(Transport):
         """Part with a connection that was idle for too long, or has taken many mails."""
         if self._line.why():
             self._drop()
-        elif self._connection is not None and self._connection.mails >= MAILS_PER_CONNECTION:
+        elif self._connection is not None and self._connection.mails >= EMAILS_PER_CONNECTION:
             self.close()
 
     def _hand_over(self, letter: Letter, pass_dot: Callable[[], None]) -> Result:
@@ -156,7 +156,7 @@ class SmtpTransport(Transport):
         if letter.international:
             options += (" BODY=8BITMIME" if connection.has_extn("8bitmime") else "") + " SMTPUTF8"
         commands = [
-            ("MAIL", f"MAIL FROM:<{letter.sender}>{options}\r\n".encode()),
+            ("MAIL", f"MAIL FROM:<{letter.from_address}>{options}\r\n".encode()),
             ("RCPT", f"RCPT TO:<{letter.recipient}>\r\n".encode()),
             ("DATA", b"DATA\r\n"),
         ]

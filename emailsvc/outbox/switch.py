@@ -16,7 +16,7 @@ FRESH_SECONDS = 0.05
 """How old the last look at the switch may be when a conversation starts."""
 
 FIRST_PROBE_SECONDS = 5.0
-LONGEST_PROBE_SECONDS = 30.0
+MAX_PROBE_SECONDS = 30.0
 
 
 def pause(engine: Engine, reason: str) -> None:
@@ -73,7 +73,7 @@ def open_outage(connection: Connection, reason: str, *, probe: bool) -> bool:
     )
     if begun.rowcount == 0 and probe:
         current = connection.execute(select(Switch.probe_delay)).scalar_one()
-        longer = min(current * 2, LONGEST_PROBE_SECONDS)
+        longer = min(current * 2, MAX_PROBE_SECONDS)
         connection.execute(update(Switch).values(outage_reason=reason, probe_delay=longer, next_probe_at=db_in(longer)))
     return begun.rowcount == 1
 

@@ -111,7 +111,7 @@ def test_it_sends_what_is_due_and_records_it(bench: Bench) -> None:
     assert [m.email_id for m in bench.transport.delivered] == [f"m-{n:02}" for n in range(25)]
     assert reports.stats(bench.engine)["sent"] == 25
     mail = bench.transport.delivered[0]
-    assert (mail.sender, mail.reply_to, mail.html) == ("no-reply@localhost", "r@example.com", "<p>Hi</p>")
+    assert (mail.from_address, mail.reply_to, mail.html) == ("no-reply@localhost", "r@example.com", "<p>Hi</p>")
     assert mail.message_id == row(bench.engine, "m-00").message_id
 
 

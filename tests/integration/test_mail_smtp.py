@@ -455,7 +455,7 @@ def test_trouble_in_quit_is_no_outcome(server: Smtpd, transport: SmtpTransport, 
 def test_a_connection_is_changed_after_some_mails(
     server: Smtpd, transport: SmtpTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(smtp_module, "MAILS_PER_CONNECTION", 2)
+    monkeypatch.setattr(smtp_module, "EMAILS_PER_CONNECTION", 2)
     assert [send(transport).outcome for _ in range(5)] == [SENT] * 5
     assert (server.connections, server.seen("QUIT")) == (3, 2)
 

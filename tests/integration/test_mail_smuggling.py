@@ -50,7 +50,7 @@ ENDS = [
 def _cases() -> Iterator[tuple[str, str]]:
     in_headers = [f"hello{broken}{what}" for broken in BREAKS for what in SMUGGLED] + ENCODED
     in_bodies = [f"hello{end}MAIL FROM:<eve@x>\r\nRCPT TO:<eve@x>\r\nDATA\r\nX: y" for end in ENDS] + ENDS + in_headers
-    for where in ("subject", "email_id", "header", "header name", "recipient", "sender", "reply_to", "filename"):
+    for where in ("subject", "email_id", "header", "header name", "recipient", "from_address", "reply_to", "filename"):
         yield from ((where, text) for text in in_headers)
     for where in ("body", "html", "content"):
         yield from ((where, text) for text in in_bodies)
@@ -65,7 +65,7 @@ def _with(where: str, text: str) -> Mail:
             return a_mail(headers={"X-A": text})
         case "header name":
             return a_mail(headers={text: "x"})
-        case "sender" | "recipient" | "reply_to":
+        case "from_address" | "recipient" | "reply_to":
             return a_mail(**{where: f"{text}@example.com"})
         case "filename" | "content":
             name, content = (text, b"x") if where == "filename" else ("a.bin", text.encode())

@@ -208,7 +208,7 @@ BAD_ADDRESSES = [
 
 
 @pytest.mark.parametrize("address", BAD_ADDRESSES, ids=ascii)
-@pytest.mark.parametrize("where", ["sender", "recipient", "reply_to"])
+@pytest.mark.parametrize("where", ["from_address", "recipient", "reply_to"])
 def test_what_is_not_one_bare_address_is_unbuildable(address: str, where: str) -> None:
     with pytest.raises(Unbuildable):
         built(a_mail(**{where: address}))
