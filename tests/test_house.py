@@ -138,7 +138,7 @@ def test_the_moves_are_those_declared_beside_the_statuses() -> None:
 def test_no_package_exports_a_name_that_hides_one_of_its_modules() -> None:
     for path in PACKAGE.rglob("__init__.py"):
         package = ".".join(path.parent.relative_to(ROOT).parts)
-        hidden = {other.stem for other in path.parent.glob("*.py")} - {"__init__"}
+        hidden = {other.stem for other in path.parent.iterdir()} - {"__init__"}
         names = [name.rpartition(".") for name in imports(path)]
         assert not [name for where, _, name in names if name in hidden and where != package], package
 
