@@ -32,6 +32,7 @@ EVENTS = {
     "outage_ended": ("WARNING", "`by` a `probe` or an `operator`, after so many `seconds`"),
     "access_denied": ("WARNING", "a request was answered 401 or 403; the token is masked"),
     "queue_unavailable": ("WARNING", "Redis is away: wake-ups are skipped"),
+    "message_unreadable": ("WARNING", "a message in the wake-up queue is none of this service: passed over"),
     "lock_unavailable": ("WARNING", "Redis is away: a lock was not taken"),
     "lock_not_released": ("WARNING", "Redis is away: a lock stays until it times out"),
     "database_away": ("WARNING, ERROR", "the database does not answer a worker (ERROR: at startup)"),

@@ -230,7 +230,13 @@ class Actor:
         self.tokens.clear()
         nobody = lambda *_: None  # noqa: E731 - who is woken is the machine's to decide
         self._drain = Drain(self.line(), self.world.config, self, self.stopping, nobody, self.memo, self.in_doubt)
-        self.start(self._drain.run)
+        self.start(self._look_and_drain)
+
+    def _look_and_drain(self) -> None:
+        """As a worker process does."""
+        assert self._drain is not None
+        self.in_doubt.settle(self.line())
+        self._drain.run()
 
     def shut_down(self) -> None:
         """SIGTERM, as the worker process takes it."""

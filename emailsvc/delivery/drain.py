@@ -91,7 +91,6 @@ class Drain:
             outbox.release(self.engine, self._batch.claim.token, [row.id for row in rows])
 
     def _claim(self, *, low_first: bool) -> Claim | Idle:
-        self.in_doubt.settle(self.engine)
         token = secrets.token_hex(16)
         self.note.claims(token)
         try:
@@ -221,6 +220,8 @@ class _Batch:
         if row.attachment_count:
             load = lambda: outbox.attachments(self.drain.engine, row.id)  # noqa: E731
             attachments = self.drain.persist(load, "read attachments")
+            if len(attachments) != row.attachment_count:  # scrubbed since: the row is no longer ours
+                raise LookupError("its attachments are gone")
         other = content.other
         return Mail(
             email_id=row.email_id,

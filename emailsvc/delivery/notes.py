@@ -53,8 +53,14 @@ class Note:
             self._write(0)
 
     def passes_dot(self) -> None:
-        """Before the first byte of the dot, which must not be sent when this raises OSError."""
-        self._write(1)
+        """Before the first byte of the dot, which must not be sent when this raises OSError.
+
+        Where it cannot be written (a full disk that copies what is overwritten), no line of this process may stand.
+        """
+        try:
+            self._write(1)
+        except OSError:
+            os.ftruncate(self._file, 0)
 
     def _write(self, side: int) -> None:
         text = f"{self._boot} {self._token} {self._row_id:019} {side} ".encode()
@@ -94,20 +100,21 @@ def left_behind(folder: Path) -> Iterator[tuple[Path, list[Noted]]]:
     """The notebooks of dead processes with what can be believed of them. Raises OSError."""
     boot = BOOT_ID.read_text().strip() if folder.exists() else ""
     for path in sorted(folder.glob("*")):
-        with open(path, "rb") as file:
-            try:
+        try:
+            with open(path, "r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue  # its worker lives, however long it has been silent
-            content = file.read(LINES * LINE_BYTES)
+                content = file.read(LINES * LINE_BYTES)
+        except OSError:
+            continue  # its worker lives, however long it has been silent; or the file is gone, or another account's
         lines = [content[start : start + LINE_BYTES] for start in range(0, len(content), LINE_BYTES)]
         yield path, [noted for line in lines if (noted := _parse(line, boot))]
 
 
 def forget(path: Path, older_than: float) -> None:
     """Remove a dead process's notebook when nothing was written for so many seconds: a claim may yet be on its way."""
-    if time.time() - path.stat().st_mtime > older_than:
-        path.unlink()
+    with suppress(FileNotFoundError):  # another worker looked, too
+        if time.time() - path.stat().st_mtime > older_than:
+            path.unlink()
 
 
 def _parse(line: bytes, boot: str) -> Noted | None:

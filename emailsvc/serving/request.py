@@ -12,9 +12,9 @@ from dataclasses import dataclass
 MAX_CHUNK_LINE = 8192
 
 _head_end = re.compile(rb"\r?\n\r?\n").search
-_length = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*\r", re.IGNORECASE).search
+_lengths = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*\r", re.IGNORECASE).findall
 _has_chunks = re.compile(rb"\ntransfer-encoding:", re.IGNORECASE).search
-_expects = re.compile(rb"\nexpect:[ \t]*100-continue[ \t]*\r", re.IGNORECASE).search
+_expects = re.compile(rb"[^\n]* HTTP/1\.1\r?\n.*\nexpect:[ \t]*100-continue[ \t]*\r", re.IGNORECASE | re.DOTALL).match
 _chunk_size = re.compile(rb"[0-9a-f]{1,16}", re.IGNORECASE).match
 
 
@@ -71,8 +71,8 @@ class Request:
         self._body_at = self._looked = found.end()
         self.expects_continue = bool(_expects(head))
         if not _has_chunks(head):
-            length = _length(head)
-            announced = int(length[1]) if length else 0
+            lengths = _lengths(head)
+            announced = int(lengths[0]) if len(lengths) == 1 else 0  # of several gunicorn says what is wrong
             self._end = self._body_at + (announced if announced <= self._limits.body else 0)
         return True
 

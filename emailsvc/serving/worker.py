@@ -199,10 +199,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn.weight = weight
 
     def _hold(self, conn: Connection) -> bool:
-        """Whether there is memory for it: who has had some for longest is turned out, which may be this one."""
+        """Whether there is memory for it: who has most of it is turned out, which may be this one."""
         self._weigh(conn)
-        while self.held > self.most_held and (oldest := next((one for one in self.waiting if one.weight), None)):
-            self._close(oldest)
+        while self.held > self.most_held and (heavy := [one for one in self.waiting if one.weight]):
+            self._close(max(heavy, key=lambda one: one.weight))
         return conn in self.waiting
 
     def _make_room(self) -> None:

@@ -139,10 +139,17 @@ class Queue(Huey):  # type: ignore[misc]
     def dequeue(self) -> Any:
         """What somebody rang for; else, when the table has something due, a drain of this worker's own."""
         patience = AWAY_SECONDS if self._is_away or self.settings.is_sqlite else 0.0 if self._waits else POLL_SECONDS
-        task = self._ask(super().dequeue, None)
+        task = self._pop()
         if task is None and self.lookout.wait(patience):
             task = self.drain.s(retries=0)
         return task
+
+    def _pop(self) -> Any:
+        try:
+            return self._ask(super().dequeue, None)
+        except Exception as exc:  # noqa: BLE001 - whatever a stranger or another release put there, the look goes on
+            log.warning("message_unreadable", extra={"fields": {"error": f"{type(exc).__name__}: {exc}"[:200]}})
+            return None
 
     def enqueue(self, task: Task) -> Any:
         return self._ask(lambda: super(Queue, self).enqueue(task), None)

@@ -31,6 +31,9 @@ from emailsvc.wakeups.queue import Queue
 
 log = logging.getLogger("emailsvc.tasks")
 
+WIRE_MODULE = "emailsvc.tasks"
+"""Part of a task's name in the queue, which processes of another release read, too: it outlives moves of this file."""
+
 HEARTBEAT_SECONDS = 10.0
 GRACE_SECONDS = 20.0
 """How long a shutdown waits for the reply to a dot that was sent."""
@@ -43,16 +46,16 @@ def register(queue: Queue, config: Config, engine: Engine, locks: Locks, transpo
     """Hang the tasks on the queue; the service that comes back can wake them."""
     crew = Crew(config, engine, transport, queue.wake)
 
-    @queue.task(name="drain", retries=8, retry_delay=1, retry_backoff=2)  # type: ignore[untyped-decorator]
     def drain() -> None:
         crew.drain()
 
-    @queue.periodic_task(lambda _moment: True, name="sweep")  # type: ignore[untyped-decorator]
     def sweep() -> None:
         crew.recover()
         run_sweep(config, engine, locks, queue.wake, crew.stopping)
 
-    queue.drain = drain
+    drain.__module__ = sweep.__module__ = WIRE_MODULE
+    queue.drain = queue.task(name="drain", retries=8, retry_delay=1, retry_backoff=2)(drain)
+    queue.periodic_task(lambda _moment: True, name="sweep")(sweep)
     queue.lookout = Lookout(crew.look, WrittenTo(str(engine.url.database)) if config.is_sqlite else None)
     queue.started, queue.stopping, queue.stopped = crew.start, crew.stop, crew.leave
     return Service(config, engine, queue.wake)
@@ -145,9 +148,7 @@ class Crew:
         _within(HAND_BACK_SECONDS, *(partial(self._hand_back, drain) for drain in drains))
 
     def leave(self) -> None:
-        for transport in self._all:
-            transport.close()
-        _within(SIGN_OFF_SECONDS, self._sign_off)
+        _within(SIGN_OFF_SECONDS, self._sign_off, *(transport.close for transport in self._all))
 
     def _hand_back(self, drain: Drain) -> None:
         try:
@@ -165,6 +166,7 @@ class Crew:
         while True:
             try:
                 outbox.heartbeat(self.engine, self.name)
+                self.in_doubt.settle(self.engine)  # threads that are all busy do not look
             except SQLAlchemyError as exc:
                 log.warning("heartbeat_failed", extra={"fields": {"worker": self.name, "error": brief(exc)}})
             if self.stopping.wait(HEARTBEAT_SECONDS):

@@ -83,6 +83,32 @@ def test_a_note_from_before_the_machine_was_started_is_not_believed(
     assert found(tmp_path / "notes") == []
 
 
+def test_a_dot_that_cannot_be_noted_voids_what_was_noted_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A volume that copies what is overwritten may be full; a line that says "before the dot" must not stay behind."""
+    book = Notebook(tmp_path)
+    note, other = book.note(), book.note()
+    note.claims(TOKEN)
+    other.claims("6" * 32)
+    note.begins(7)
+
+    def no_space(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", no_space)
+        note.passes_dot()
+    os.close(book._file)
+    assert found(tmp_path) == []
+
+
+def test_another_accounts_file_hides_no_note(tmp_path: Path) -> None:
+    (tmp_path / "0-a-folder").mkdir()  # as little to be opened as another account's file
+    die_with_a_note(tmp_path, TOKEN)
+    assert found(tmp_path) == [Noted(TOKEN, 0, False)]
+
+
 def test_each_thread_has_a_line_and_one_too_many_has_none(tmp_path: Path) -> None:
     book = Notebook(tmp_path)
     for number in range(LINES):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import Flask
 from huey.exceptions import CancelExecution
 
 from emailsvc.settings import config
@@ -134,6 +135,26 @@ def forgeries(bench: Bench, folder: Path) -> list[bytes]:
 def test_a_message_says_which_task_and_nothing_else(bench: Bench) -> None:
     assert json.loads(bench.queue.serialize_task(bench.drain.s()))[2:] == [None, 8, 1, 2]
     assert bench.queue.serialize_task(bench.drain.s()).count(b"drain") == 1
+
+
+def test_the_tasks_keep_the_names_under_which_other_releases_know_them(app: Flask) -> None:
+    """Old and new processes share a queue during a deploy; a name that one of them does not know is a wake-up lost."""
+    huey = app.extensions["huey"]
+    names = {json.loads(huey.serialize_task(task))[1] for task in (huey.drain.s(), *huey._registry.periodic_tasks)}
+    assert names == {"emailsvc.tasks.drain", "emailsvc.tasks.sweep"}
+
+
+def test_messages_that_nobody_can_read_hold_up_no_mail(own: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    own.start()
+    for count in range(1, 4):
+        for _ in range(20):
+            own.push(json.dumps(["id", "emailsvc.of.tomorrow.drain", None, 0, 0, 0]).encode())
+        began = time.monotonic()
+        own.due = 0.0
+        own.wait_for_runs(count)
+        assert own.runs[count - 1] - began < 3
+    assert "message_unreadable" in caplog.messages
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_a_message_survives_its_journey(bench: Bench) -> None:

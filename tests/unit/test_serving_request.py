@@ -74,6 +74,7 @@ def test_the_parser_reads_it_without_waiting_and_leaves_the_next(first: bytes, s
         b"\r\n\r\n",
         b"x" * 2001,
         HEAD + b"Content-Length: 301\r\n\r\n",
+        HEAD + b"Content-Length: 3\r\nContent-Length: 30\r\n\r\n",
         HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1" * 9000,
         HEAD + b"Transfer-Encoding: chunked\r\n\r\nffff\r\n" + b"x" * 301,
