@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from typing import overload
 
 monotonic = time.monotonic
 
@@ -12,6 +13,10 @@ def utcnow() -> datetime:
     return datetime.now(UTC)
 
 
+@overload
+def isoformat(moment: datetime) -> str: ...
+@overload
+def isoformat(moment: None) -> None: ...
 def isoformat(moment: datetime | None) -> str | None:
     """RFC 3339 in UTC with a ``Z``, as every answer and log line carries it."""
     if moment is None:

@@ -78,7 +78,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         pairs = [f"{key}={self._value(value)}" for key, value in _fields(record).items()]
         message = self._line(record.getMessage())
-        line = " ".join([isoformat(utcnow()) or "", f"{record.levelname:7}", message, *pairs])
+        line = " ".join([isoformat(utcnow()), f"{record.levelname:7}", message, *pairs])
         if record.exc_info:
             # Indented, so that nothing an exception quotes can look like an event of its own.
             trace = self.formatException(record.exc_info).splitlines()

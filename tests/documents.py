@@ -8,8 +8,8 @@ from pathlib import Path
 
 from emailsvc.log import EVENTS
 from emailsvc.settings.config import SETTINGS
+from emailsvc.web import ROUTES
 from emailsvc.web.codes import PROBLEM_CODES
-from emailsvc.web.contract import ROUTES
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV_EXAMPLE = ROOT / ".env.example"

@@ -10,8 +10,9 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from emailsvc.web import ROUTES
 from emailsvc.web.answers import Problem
-from emailsvc.web.contract import ROUTES, Route
+from emailsvc.web.contract import Route
 
 TOKEN = "a-token-of-the-tests"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

@@ -9,18 +9,20 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+import msgspec
 from flask import Flask, current_app
+from msgspec.structs import asdict
 from sqlalchemy.exc import SQLAlchemyError
 
 from emailsvc import outbox, reports
 from emailsvc.commands import diagnosis
 from emailsvc.commands.start import start
 from emailsvc.db import schema
-from emailsvc.db.models import Reason
 from emailsvc.errors import ConfigurationError, ServiceError, brief
 from emailsvc.intake import signing
 from emailsvc.intake.payload import Rules, parse_email
 from emailsvc.service import service
+from emailsvc.vocabulary import Reason
 
 DEAD_LETTER = click.IntRange(1, 2**63 - 1)
 REASONS = [reason.value for reason in Reason]
@@ -47,7 +49,7 @@ def register(app: Flask) -> None:
 
 
 def _show(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False))
 
 
 @click.command(cls=Command)
@@ -144,10 +146,7 @@ def dead_letters() -> None:
 @click.option("--cursor", help="next_cursor of the page before")
 def list_(reason: str | None, resolved: bool, limit: int, cursor: str | None) -> None:
     """Newest first."""
-    letters, following = reports.dead_letters(
-        service().engine, reason=reason, resolved=resolved, limit=limit, cursor=cursor
-    )
-    _show({"dead_letters": letters, "next_cursor": following})
+    _show(reports.dead_letters(service().engine, reason=reason, resolved=resolved, limit=limit, cursor=cursor))
 
 
 @dead_letters.command(cls=Command)
@@ -155,7 +154,7 @@ def list_(reason: str | None, resolved: bool, limit: int, cursor: str | None) ->
 def show(number: int) -> None:
     """One dead letter with its e-mail's timeline."""
     letter = reports.dead_letter(service().engine, number)
-    _show({**letter, "email": reports.email(service().engine, letter["email_id"])})
+    _show({**asdict(letter), "email": reports.email(service().engine, letter.email_id)})
 
 
 @dead_letters.command(cls=Command)

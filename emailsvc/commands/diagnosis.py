@@ -24,6 +24,7 @@ from emailsvc.errors import brief
 from emailsvc.mail import smtp
 from emailsvc.service import Service
 from emailsvc.settings.config import Config
+from emailsvc.vocabulary import DeliveryState
 from emailsvc.wakeups.locks import PREFIX
 
 GREYLISTING_SECONDS = 300.0
@@ -78,7 +79,7 @@ def _database(own: Service) -> Iterator[Finding]:
         yield Finding("ok", "database", f"takes commits ({through}), the schema fits")
         problems = reports.readiness(own.engine, own.config)
         violations = reports.violations(own.engine, own.config)
-        state = reports.delivery_state(own.engine)
+        delivery = reports.delivery_state(own.engine)
     except SQLAlchemyError as exc:
         advice = refused_by_pooler(exc) or f"{brief(exc)}; check DATABASE_URL"
         yield Finding("wrong", "database", f"cannot be used: {advice}")
@@ -91,8 +92,8 @@ def _database(own: Service) -> Iterator[Finding]:
         yield Finding("wrong", "invariant", violation)
     if not violations:
         yield Finding("ok", "invariant", "holds")
-    if state["state"] != "running":
-        yield Finding("warning", "delivery", f"{state['state']} since {state['since']}: {state['reason']}")
+    if delivery.state is not DeliveryState.RUNNING:
+        yield Finding("warning", "delivery", f"{delivery.state} since {delivery.since}: {delivery.reason}")
 
 
 def _redis(config: Config) -> Iterator[Finding]:

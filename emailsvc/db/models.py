@@ -5,7 +5,7 @@ Everything is written through ``outbox``; nothing else issues an UPDATE.
 
 from __future__ import annotations
 
-import enum
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -30,15 +30,7 @@ from sqlalchemy.types import Float
 
 from emailsvc.db.extensions import Base
 from emailsvc.db.sqltime import UtcDateTime
-
-
-class Status(enum.StrEnum):
-    PENDING = "pending"
-    SENDING = "sending"
-    SENT = "sent"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
+from emailsvc.vocabulary import ATTEMPT_OUTCOMES, OnUncertain, Priority, Reason, Resolution, Status
 
 BECOMES: dict[Status, frozenset[Status]] = {
     Status.PENDING: frozenset({Status.SENDING, Status.FAILED, Status.CANCELLED}),
@@ -59,23 +51,13 @@ def has_status(status: Status) -> ColumnElement[bool]:
     return Email.status == status_literal(status)
 
 
-class Reason(enum.StrEnum):
-    """Why an e-mail was given up."""
-
-    REJECTED = "rejected"
-    EXHAUSTED = "exhausted"
-    EXPIRED = "expired"
-    UNCERTAIN = "uncertain"
-    UNREACHABLE = "unreachable"
+PRIORITIES = {priority: number for number, priority in enumerate(Priority)}
 
 
-class Resolution(enum.StrEnum):
-    REPLAYED = "replayed"
-    DELIVERED = "delivered"
-    DISCARDED = "discarded"
-
-
-PRIORITIES = {"high": 0, "normal": 1, "low": 2}
+def _one_of(column: str, values: Iterable[str | int]) -> str:
+    """The text of a CHECK."""
+    shown = (str(value) if isinstance(value, int) else f"'{value}'" for value in values)
+    return f"{column} IN ({', '.join(shown)})"
 
 
 BigId = BigInteger().with_variant(Integer, "sqlite")
@@ -121,15 +103,15 @@ class Email(Base):
 
     __table_args__ = (
         UniqueConstraint("email_id", name="uq_emails_email_id"),
-        CheckConstraint("status IN ('pending', 'sending', 'sent', 'failed', 'cancelled')", name="ck_emails_status"),
+        CheckConstraint(_one_of("status", Status), name="ck_emails_status"),
         CheckConstraint("status <> 'pending' OR next_attempt_at IS NOT NULL", name="ck_emails_pending_is_due"),
         CheckConstraint(
             "status <> 'sending' OR (claim IS NOT NULL AND lease_expires_at IS NOT NULL)",
             name="ck_emails_sending_is_claimed",
         ),
         CheckConstraint("status <> 'sent' OR sent_at IS NOT NULL", name="ck_emails_sent_has_time"),
-        CheckConstraint("priority IN (0, 1, 2)", name="ck_emails_priority"),
-        CheckConstraint("on_uncertain IN ('hold', 'retry')", name="ck_emails_on_uncertain"),
+        CheckConstraint(_one_of("priority", PRIORITIES.values()), name="ck_emails_priority"),
+        CheckConstraint(_one_of("on_uncertain", OnUncertain), name="ck_emails_on_uncertain"),
         CheckConstraint("attempts >= 0 AND duplicates >= 0 AND mismatches >= 0", name="ck_emails_counts"),
         CheckConstraint(
             "status NOT IN ('pending', 'sending') OR (recipient IS NOT NULL AND body IS NOT NULL) OR erase_requested",
@@ -201,7 +183,7 @@ class Attempt(Base):
     at: Mapped[datetime] = mapped_column(UtcDateTime)
 
     __table_args__ = (
-        CheckConstraint("outcome IN ('deferred', 'rejected', 'uncertain')", name="ck_attempts_outcome"),
+        CheckConstraint(_one_of("outcome", ATTEMPT_OUTCOMES), name="ck_attempts_outcome"),
         Index("ix_attempts_email", "email", "id"),
         Index("ix_attempts_at", "at"),
     )
@@ -222,12 +204,8 @@ class DeadLetter(Base):
     resolution: Mapped[str | None] = mapped_column(String(16))
 
     __table_args__ = (
-        CheckConstraint(
-            "reason IN ('rejected', 'exhausted', 'expired', 'uncertain', 'unreachable')", name="ck_dead_letters_reason"
-        ),
-        CheckConstraint(
-            "resolution IN ('replayed', 'delivered', 'discarded')", name="ck_dead_letters_resolution"
-        ),
+        CheckConstraint(_one_of("reason", Reason), name="ck_dead_letters_reason"),
+        CheckConstraint(_one_of("resolution", Resolution), name="ck_dead_letters_resolution"),
         CheckConstraint("(resolved_at IS NULL) = (resolution IS NULL)", name="ck_dead_letters_resolved"),
         Index(
             "uq_dead_letters_unresolved", "email", unique=True,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from emailsvc.db.models import Status
 from emailsvc.log import mask, without_addresses
 from emailsvc.mail.outcome import Result
 from emailsvc.outbox import Claimed, Recorded
+from emailsvc.vocabulary import Status
 
 log = logging.getLogger("emailsvc.delivery")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import re
 import threading
 from collections.abc import Iterable
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
@@ -71,10 +72,9 @@ def translate(error: msgspec.ValidationError, kind: Any, raw: bytes = b"") -> In
 
 
 def _choices(kind: Any, name: str) -> str:
-    """The values of a declared ``Literal``, as in "high, normal or low"."""
+    """The values of a declared enum, as in "high, normal or low"."""
     (declared,) = (field.type for field in msgspec.structs.fields(kind) if field.encode_name == name)
-    literals = [declared] if get_origin(declared) is Literal else get_args(declared)
-    *values, last = [value for literal in literals for value in get_args(literal)]
+    *values, last = next(list[str](one) for one in (*get_args(declared), declared) if isinstance(one, enum.EnumType))
     return f"{', '.join(values)} or {last}"
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from emailsvc.errors import InvalidPayload
 from emailsvc.intake import addresses
 from emailsvc.intake.decoding import decode, one_at_a_time, path_of_surrogate, read_leniently
+from emailsvc.vocabulary import OnUncertain, Priority
 
 MAX_IN_BATCH = 1000
 MAX_HEADERS = 50
@@ -51,8 +52,6 @@ Headers = Annotated[
     dict[Annotated[str, Meta(min_length=1, max_length=76)], Annotated[str, _text(998, addresses.ONE_LINE)]],
     Meta(max_length=MAX_HEADERS, description="Further header fields; those that the service sets are refused."),
 ]
-Priority = Literal["high", "normal", "low"]
-OnUncertain = Literal["hold", "retry"]
 
 
 class Attachment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -145,7 +144,7 @@ def parse_email(raw: bytes, rules: Rules) -> NewEmail:
         tuple(payload.attachments or ()),
         send_at,
         expires_at,
-        payload.priority or "normal",
+        payload.priority or Priority.NORMAL,
         payload.on_uncertain,
         fingerprint(payload),
         _size(payload),

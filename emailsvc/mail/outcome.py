@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 
-
-class Outcome(enum.StrEnum):
-    SENT = "sent"
-    DEFERRED = "deferred"
-    REJECTED = "rejected"
-    OUTAGE = "outage"
-    UNCERTAIN = "uncertain"
-    CUT = "cut"  # our own shutdown, before the final dot: nothing happened
+from emailsvc.vocabulary import Outcome as Outcome
 
 
 @dataclass(frozen=True, slots=True)

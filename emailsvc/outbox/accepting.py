@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, bindparam, insert, update
 
-from emailsvc.db.models import PRIORITIES, Email, Status, StoredAttachment
+from emailsvc.db.models import PRIORITIES, Email, StoredAttachment
 from emailsvc.intake import addresses
 from emailsvc.intake.payload import NewEmail
 from emailsvc.outbox import moves
@@ -20,6 +20,7 @@ from emailsvc.outbox.counters import Kind, add_to_counter
 from emailsvc.outbox.moves import Kept
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.settings.config import Config
+from emailsvc.vocabulary import Status
 
 
 class Verdict(enum.StrEnum):

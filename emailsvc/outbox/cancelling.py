@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, select
 
-from emailsvc.db.models import Email, Status
+from emailsvc.db.models import Email
 from emailsvc.errors import Conflict, NotFound
 from emailsvc.outbox import moves
+from emailsvc.vocabulary import Status
 
 _WHY_NOT = {
     Status.SENT: ("already_sent", "The mail server took this e-mail already."),

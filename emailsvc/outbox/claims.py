@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import CTE, Connection, Engine, Row, bindparam, case, exists, literal_column, select, union_all, update
 from sqlalchemy import func as sql
 
-from emailsvc.db.models import DeadLetter, Email, Status, Switch, has_status
+from emailsvc.db.models import DeadLetter, Email, Switch, has_status
 from emailsvc.db.sqltime import db_in, db_now
 from emailsvc.outbox import moves
 from emailsvc.outbox.contents import CARRIED, CARRIED_BYTES, Content, content_of
@@ -20,6 +20,7 @@ from emailsvc.outbox.moves import Held
 from emailsvc.outbox.switch import take_probe
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.settings.config import Config
+from emailsvc.vocabulary import Status
 
 PENDING, SENDING = has_status(Status.PENDING), has_status(Status.SENDING)
 ANY_PRIORITY = Email.priority.in_([literal_column(str(n)) for n in (0, 1, 2)])

@@ -10,11 +10,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select
 
-from emailsvc.db.models import DeadLetter, Email, Resolution
+from emailsvc.db.models import DeadLetter, Email
 from emailsvc.errors import Conflict, NotFound
 from emailsvc.outbox import moves
 from emailsvc.outbox.moves import Letter
 from emailsvc.outbox.transaction import in_transaction
+from emailsvc.vocabulary import Resolution
 
 CHUNK = 200
 """Letters per transaction of a bulk replay: none may be open for long."""

@@ -8,10 +8,11 @@ from functools import partial
 from sqlalchemy import Engine, Select, func, select, update
 from sqlalchemy.engine import Connection
 
-from emailsvc.db.models import Email, Status, has_status
+from emailsvc.db.models import Email, has_status
 from emailsvc.intake import addresses
 from emailsvc.outbox import moves
 from emailsvc.outbox.transaction import in_transaction
+from emailsvc.vocabulary import Status
 
 CHUNK = 500
 """E-mails per transaction of an erasure."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from sqlalchemy import Engine, literal_column, select
 from sqlalchemy import func as sql
 
-from emailsvc.db.models import PRIORITIES, Email, Status, Switch, has_status
+from emailsvc.db.models import PRIORITIES, Email, Switch, has_status
 from emailsvc.db.sqltime import db_now
+from emailsvc.vocabulary import Status
 
 FIRST_DUE = [
     select(sql.min(Email.next_attempt_at))

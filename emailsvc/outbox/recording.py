@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, Engine, func, select
 
-from emailsvc.db.models import Attempt, DeadLetter, Email, Reason, Status
+from emailsvc.db.models import Attempt, DeadLetter, Email
 from emailsvc.db.sqltime import db_now
 from emailsvc.mail.outcome import Outcome, Result
 from emailsvc.outbox import moves
@@ -19,6 +19,7 @@ from emailsvc.outbox.retry import backoff
 from emailsvc.outbox.switch import RUNNING, close_outage, open_outage
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.settings.config import Config
+from emailsvc.vocabulary import Reason, Status
 
 MAX_WAITING = 100_000
 """Counted no further when an outage begins."""

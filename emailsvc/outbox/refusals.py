@@ -5,9 +5,10 @@ from __future__ import annotations
 from sqlalchemy import Connection, exists, func, select
 from sqlalchemy.orm import aliased
 
-from emailsvc.db.models import Attempt, Email, Status, Switch, has_status
+from emailsvc.db.models import Attempt, Email, Switch, has_status
 from emailsvc.db.sqltime import db_in
 from emailsvc.mail.outcome import Result
+from emailsvc.vocabulary import Status
 
 REFUSALS_IN_A_ROW = 20
 UNEXPLAINED_IN_A_ROW = 60

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, Select, delete, func, select, update
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from emailsvc.db.models import Attempt, Email, Reason, Status, Switch, has_status
+from emailsvc.db.models import Attempt, Email, Switch, has_status
 from emailsvc.db.sqltime import db_in, db_now
 from emailsvc.errors import brief
 from emailsvc.mail.outcome import Outcome, Result
@@ -26,6 +26,7 @@ from emailsvc.outbox.recording import Hand, record_uncertain
 from emailsvc.outbox.scrubbing import scrub
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.settings.config import Config
+from emailsvc.vocabulary import Reason, Status
 
 log = logging.getLogger("emailsvc.outbox")
 

@@ -14,6 +14,7 @@ from dotenv.parser import parse_stream
 
 from emailsvc.errors import ConfigurationError
 from emailsvc.settings import parsers
+from emailsvc.vocabulary import OnUncertain
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ SETTINGS = (
     Setting("RETRY_DELAY_SECONDS", parsers.number(0), "5", "delay before the first retry; it doubles with each further one, ±20 %"),
     Setting("MAX_RETRY_ATTEMPTS", parsers.whole(0, 1000), "3", "retries after the first attempt"),
     Setting("RETRY_MAX_DELAY_SECONDS", parsers.number(0), "3600", "the longest such delay"),
-    Setting("ON_UNCERTAIN", parsers.choice("hold", "retry"), "", "`hold` or `retry`, for e-mails without `on_uncertain`; unset: `hold`, or `retry` once `IDEMPOTENCY_HEADER` is set"),
+    Setting("ON_UNCERTAIN", parsers.choice(*OnUncertain), "", "`hold` or `retry`, for e-mails without `on_uncertain`; unset: `hold`, or `retry` once `IDEMPOTENCY_HEADER` is set"),
     Setting("ON_MISMATCH", parsers.choice("reject", "accept"), "reject", "answer to a known id with other content: `reject` (422) or `accept` (200)"),
     Setting("IDEMPOTENCY_HEADER", parsers.header_name, "", "header that carries the `email_id` to a provider that de-duplicates, such as `Resend-Idempotency-Key`"),
     Setting("SMTP_TIMEOUT_SECONDS", parsers.number(0.1, 3600), "30", "total time of a conversation up to the final dot; a large e-mail gets a second more for each 64 KiB on the wire, where base64 makes 9.6 MB of a 7 MB attachment"),
@@ -123,7 +124,9 @@ def load(environ: Mapping[str, str], instance: Path) -> Config:
             shown = "(not shown)" if setting.name in _SECRET else repr(text)
             raise ConfigurationError(f"{setting.name}={shown}: expected {exc}.") from exc
     values["database_url"] = values["database_url"] or f"sqlite:///{instance / 'emailsvc.db'}"
-    values["on_uncertain"] = values["on_uncertain"] or ("retry" if values["idempotency_header"] else "hold")
+    values["on_uncertain"] = values["on_uncertain"] or (
+        OnUncertain.RETRY if values["idempotency_header"] else OnUncertain.HOLD
+    )
     config = Config(instance=instance, misspelt=tuple(_misspelt(environ)), **values)
     _check_together(config, on_dyno="DYNO" in environ)
     return config

@@ -11,6 +11,9 @@ from emailsvc.clock import monotonic
 from emailsvc.db.promptness import promptly
 from emailsvc.web import auth, deadletters, delivery, emails, health, openapi, paths, problems, stats, webhook
 
+BLUEPRINTS = tuple(module.blueprint for module in (webhook, emails, stats, deadletters, delivery, health, openapi))
+ROUTES = tuple(route for blueprint in BLUEPRINTS for route in blueprint.table)
+
 
 def register(app: Flask) -> None:
     """Expects the service in ``app.extensions["emailsvc"]`` no later than the first request."""
@@ -20,8 +23,8 @@ def register(app: Flask) -> None:
     app.before_request(auth.refuse_strangers)
     app.after_request(problems.harden)
     problems.register(app)
-    for module in (webhook, emails, stats, deadletters, delivery, health, openapi):
-        app.register_blueprint(module.blueprint)
+    for blueprint in BLUEPRINTS:
+        app.register_blueprint(blueprint)
     app.wsgi_app = _prompt(app.wsgi_app)  # type: ignore[method-assign]
 
 

@@ -1,4 +1,4 @@
-"""What the routes take and answer, declared: views use these, and the OpenAPI document is made from them."""
+"""What the routes take, and what they answer beside the reports: views use these, OpenAPI is made from them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ import msgspec
 from msgspec import Meta
 
 from emailsvc.intake.addresses import ONE_LINE
-from emailsvc.intake.payload import EmailId, Moment, Priority
+from emailsvc.intake.payload import EmailId, Moment
+from emailsvc.reports.answers import CURSOR, Count, DeadLetterId
+from emailsvc.vocabulary import Reason, Resolution, Status
 
-State = Literal["pending", "sending", "sent", "failed", "cancelled"]
-Reason = Literal["rejected", "exhausted", "uncertain", "expired", "unreachable"]
-Resolution = Literal["replayed", "delivered", "discarded"]
-CURSOR = "^[0-9]{1,17}~[0-9]{1,18}$"
-EventName = Literal["received", "deferred", "rejected", "uncertain", "sent", "dead_lettered", "cancelled"] | Resolution
-DeadLetterId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 # To JSON Schema 1000.0 is an integer, and some clients' libraries write it so.
 WholeNumber = Annotated[float, Meta(ge=1, le=10_000, multiple_of=1, extra_json_schema={"type": "integer"})]
-Count = Annotated[int, Meta(ge=0)]
 
 
 class Problem(msgspec.Struct, omit_defaults=True):
@@ -35,13 +30,13 @@ class Problem(msgspec.Struct, omit_defaults=True):
 class AcceptedAnswer(msgspec.Struct):
     status: Literal["accepted"]
     email_id: str
-    state: State
+    state: Status
 
 
 class DuplicateAnswer(msgspec.Struct, omit_defaults=True):
     status: Literal["duplicate"]
     email_id: str
-    state: State
+    state: Status
     first_received_at: str
     duplicates: Count
     mismatch: bool = False
@@ -51,7 +46,7 @@ class BatchResult(msgspec.Struct):
     index: Count
     status: Literal["accepted", "duplicate", "mismatch", "invalid"]
     email_id: str | None = None
-    state: State | None = None
+    state: Status | None = None
     code: str | None = None
     field: str | None = None
     detail: str | None = None
@@ -101,79 +96,6 @@ class ResolvedAnswer(msgspec.Struct):
 
 class PauseRequest(msgspec.Struct, forbid_unknown_fields=True):
     reason: Annotated[str, Meta(max_length=200, extra_json_schema={"pattern": ONE_LINE})] | None = None
-
-
-class Delivery(msgspec.Struct):
-    state: Literal["running", "paused", "outage"]
-    since: str | None
-    reason: str | None
-
-
-class Stats(msgspec.Struct):
-    """`GET /stats`. ``oldest_pending_seconds`` is about what is due; null when nothing is."""
-
-    received: Count
-    duplicates: Count
-    mismatches: Count
-    pending: Count
-    sending: Count
-    sent: Count
-    failed: Count
-    cancelled: Count
-    failed_attempts: Count
-    dead_letters: Count
-    oldest_pending_seconds: float | None
-    delivery: Delivery
-
-
-class DeadLetter(msgspec.Struct):
-    id: DeadLetterId
-    email_id: str
-    reason: Reason
-    error: str
-    attempts: Count
-    created_at: str
-    resolved_at: str | None
-    resolution: Resolution | None
-
-
-class DeadLetterPage(msgspec.Struct):
-    dead_letters: list[DeadLetter]
-    next_cursor: str | None
-
-
-class EmailSummary(msgspec.Struct):
-    email_id: str
-    state: State
-    attempts: Count
-    duplicates: Count
-    mismatches: Count
-    priority: Priority
-    message_id: str
-    received_at: str
-    sent_at: str | None
-    cancelled_at: str | None
-    next_attempt_at: str | None
-    send_at: str | None
-    expires_at: str | None
-    scrubbed_at: str | None
-    last_error: str | None
-
-
-class Event(msgspec.Struct):
-    """What happened when. Other members tell more: an attempt has the server's ``code``, ``enhanced`` and ``text``."""
-
-    at: str
-    event: EventName
-
-
-class EmailAnswer(EmailSummary):
-    timeline: list[Event]
-
-
-class LookupAnswer(msgspec.Struct):
-    emails: list[EmailSummary]
-    missing: list[str]
 
 
 class Health(msgspec.Struct):

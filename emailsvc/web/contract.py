@@ -1,17 +1,23 @@
-"""Every route with what it takes and answers, as one table: the OpenAPI document is made from it."""
+"""A route is declared once, at its view: from that it is served, guarded, read, answered and published."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_type_hints
 
-from emailsvc.intake.payload import BatchPayload, EmailId, EmailPayload
-from emailsvc.web import answers
-from emailsvc.web.answers import DeadLetterId
+import msgspec
+from flask import Blueprint, Flask, Response, request
+
+from emailsvc.intake.payload import EmailId
+from emailsvc.reports.answers import DeadLetterId
+from emailsvc.web import auth
+from emailsvc.web.reading import answer, json_as, optional_json_as, query_as
 
 Access = Literal["sender", "operator", "anyone"]
-Codes = dict[int, tuple[str, ...]]
+Codes = Mapping[int, tuple[str, ...]]  # problem codes by status
+View = TypeVar("View", bound=Callable[..., msgspec.Struct | Response])
 
 INVALID = ("invalid_json", "invalid_field", "missing_field", "unknown_field", "too_many", "incomplete_body")
 TEXT = "text/plain"
@@ -32,21 +38,26 @@ _BY_ACCESS: Mapping[Access, Codes] = {
     "anyone": {403: _CLOSED},
 }
 _READS_JSON: Codes = {400: INVALID, 413: ("too_large",), 415: ("not_json",)}
-_NOT_FOUND: Codes = {404: ("not_found",)}
-_LETTER: Codes = _NOT_FOUND | {409: ("already_resolved",)}
+NOT_FOUND: Codes = {404: ("not_found",)}
+PATH_PARAMETERS: Mapping[str, Any] = {"email_id": EmailId, "dead_letter_id": DeadLetterId}
+_GUARDS: Mapping[Access, Callable[[], None]] = {
+    "sender": auth.require_sender,
+    "operator": auth.require_operator,
+    "anyone": lambda: None,
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Route:
     method: str
     path: str
     access: Access
     summary: str
-    answers: Mapping[int, Any]  # by status: a declaration, or a media type for what is not JSON
-    more: Codes = field(default_factory=dict)  # problem codes by status, beside those of every route like it
-    body: Any = None
-    body_required: bool = True
-    query: Any = None
+    answers: Mapping[int, Any]  # by status: a declaration, or a media type for what is not JSON, or several of them
+    more: Codes  # beside the codes of every route like it
+    body: Any
+    body_required: bool
+    query: Any
 
     @property
     def codes(self) -> dict[int, tuple[str, ...]]:
@@ -60,61 +71,66 @@ class Route:
         return dict(sorted(found.items()))
 
 
-PATH_PARAMETERS: Mapping[str, Any] = {"email_id": EmailId, "dead_letter_id": DeadLetterId}
+class Routes(Blueprint):
+    """A blueprint whose views are declared with all that is published of them."""
 
-ROUTES = (
-    Route(
-        "POST", "/webhook/email", "sender", "Send one e-mail, once",
-        {202: answers.AcceptedAnswer, 200: answers.DuplicateAnswer}, {422: ("payload_mismatch",)}, EmailPayload,
-    ),
-    Route(
-        "POST", "/webhook/email/batch", "sender", "Send up to 1,000 e-mails, each once, with one result for each",
-        {200: answers.BatchAnswer}, {}, BatchPayload,
-    ),
-    Route(
-        "GET", "/emails/{email_id}", "operator", "What became of an e-mail",
-        {200: answers.EmailAnswer}, _NOT_FOUND,
-    ),
-    Route(
-        "DELETE", "/emails/{email_id}", "operator", "Cancel an e-mail that is still pending",
-        {200: answers.CancelAnswer}, _NOT_FOUND | {409: ("already_sent", "sending", "failed", "maybe_sent")},
-    ),
-    Route(
-        "POST", "/emails/lookup", "operator", "What became of up to 1,000 e-mails",
-        {200: answers.LookupAnswer}, {}, answers.LookupRequest,
-    ),
-    Route("GET", "/stats", "operator", "The totals, and the state of delivery", {200: (answers.Stats, "text/html")}),
-    Route(
-        "GET", "/stats/dead-letters", "operator", "E-mails given up, newest first",
-        {200: answers.DeadLetterPage}, {400: ("invalid_field", "unknown_field")}, query=answers.DeadLetterQuery,
-    ),
-    Route(
-        "POST", "/stats/dead-letters/{dead_letter_id}/replay", "operator", "Send it again",
-        {200: answers.ResolvedAnswer}, _LETTER | {409: ("already_resolved", "content_gone")},
-    ),
-    Route(
-        "POST", "/stats/dead-letters/{dead_letter_id}/delivered", "operator", "Mark as delivered: it becomes sent",
-        {200: answers.ResolvedAnswer}, _LETTER,
-    ),
-    Route(
-        "DELETE", "/stats/dead-letters/{dead_letter_id}", "operator", "Discard it: it is never sent",
-        {200: answers.ResolvedAnswer}, _LETTER,
-    ),
-    Route(
-        "POST", "/stats/dead-letters/replay", "operator", "Send many again, oldest first",
-        {200: answers.ReplayAnswer}, {}, answers.ReplayRequest,
-    ),
-    Route(
-        "POST", "/delivery/pause", "operator", "Start no further e-mail until resumed",
-        {200: answers.Delivery}, {}, answers.PauseRequest, body_required=False,
-    ),
-    Route("POST", "/delivery/resume", "operator", "End a pause", {200: answers.Delivery}),
-    Route("POST", "/delivery/end-outage", "operator", "End an outage, if there is one", {200: answers.Delivery}),
-    Route("GET", "/metrics", "operator", "The totals for Prometheus", {200: TEXT}),
-    Route("GET", "/healthz", "anyone", "The process is up", {200: answers.Health}),
-    Route(
-        "GET", "/readyz", "anyone", "Mail can go out",
-        {200: answers.Ready}, {503: ("not_ready", "database_unavailable")},
-    ),
-    Route("GET", "/openapi.json", "anyone", "This document", {200: "application/json"}),
-)  # fmt: skip
+    def __init__(self, name: str, import_name: str) -> None:
+        super().__init__(name, import_name)
+        self.table: list[Route] = []
+        self._guards: dict[str | None, Callable[[], None]] = {}
+        self.before_request(self._guard)
+
+    def _guard(self) -> None:
+        """What is not declared, such as an OPTIONS view, is the operator's."""
+        self._guards.get(request.endpoint, auth.require_operator)()
+
+    def declare(
+        self,
+        method: str,
+        path: str,
+        access: Access,
+        summary: str,
+        *,
+        answers: Mapping[int, Any] | None = None,
+        codes: Codes | None = None,
+        body: Any = None,
+        body_required: bool = True,
+    ) -> Callable[[View], View]:
+        """What the view returns is its answer 200, its parameters ``body`` and ``query`` are read from the request.
+
+        ``answers`` and ``body`` are for views that write or read them themselves.
+        """
+
+        def register(view: View) -> View:
+            hints = get_type_hints(view)
+            route = Route(
+                method, path, access, summary, answers or {200: hints["return"]}, codes or {},
+                body or hints.get("body"), body_required, hints.get("query"),
+            )  # fmt: skip
+            self.table.append(route)
+            self._guards[f"{self.name}.{view.__name__}"] = _GUARDS[access]
+            rule = re.sub(r"{(\w+)}", r"<\1:\1>", path)
+            self.add_url_rule(rule, view.__name__, _answering(view, route, hints), methods=[method])
+            return view
+
+        return register
+
+
+def _answering(
+    view: Callable[..., msgspec.Struct | Response], route: Route, hints: Mapping[str, Any]
+) -> Callable[..., Response]:
+    read = json_as if route.body_required else optional_json_as
+
+    def answering(**arguments: Any) -> Response:
+        if "body" in hints:
+            arguments["body"] = read(route.body)
+        if "query" in hints:
+            arguments["query"] = query_as(route.query)
+        content = view(**arguments)
+        return content if isinstance(content, Response) else answer(content)
+
+    return answering
+
+
+def routes_of(app: Flask) -> tuple[Route, ...]:
+    return tuple(route for one in app.iter_blueprints() if isinstance(one, Routes) for route in one.table)

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
-
-from flask import Blueprint, Response
 
 from emailsvc import outbox, reports
 from emailsvc.intake.payload import in_utc
+from emailsvc.reports.answers import DeadLetterPage
 from emailsvc.service import service
-from emailsvc.web import auth
-from emailsvc.web.answers import DeadLetterQuery, ReplayAnswer, ReplayRequest
-from emailsvc.web.paths import DEAD_LETTER
-from emailsvc.web.reading import answer, json_as, query_as
+from emailsvc.vocabulary import Resolution
+from emailsvc.web.answers import DeadLetterQuery, ReplayAnswer, ReplayRequest, ResolvedAnswer
+from emailsvc.web.contract import NOT_FOUND, Codes, Routes
 
 log = logging.getLogger("emailsvc.web")
 
-blueprint = Blueprint("dead_letters", __name__, url_prefix="/stats/dead-letters")
-blueprint.before_request(auth.require_operator)
+blueprint = Routes("dead_letters", __name__)
+
+ONE = "/stats/dead-letters/{dead_letter_id}"
+RESOLVING: Codes = {**NOT_FOUND, 409: ("already_resolved",)}
 
 
-@blueprint.get("")
-def listing() -> Response:
-    query = query_as(DeadLetterQuery)
-    page, next_cursor = reports.dead_letters(
+@blueprint.declare(
+    "GET", "/stats/dead-letters", "operator", "E-mails given up, newest first",
+    codes={400: ("invalid_field", "unknown_field")},
+)  # fmt: skip
+def listing(query: DeadLetterQuery) -> DeadLetterPage:
+    return reports.dead_letters(
         service().engine,
         reason=query.reason,
         since=in_utc(query.since),
@@ -33,44 +34,44 @@ def listing() -> Response:
         limit=query.limit,
         cursor=query.cursor,
     )
-    return answer({"dead_letters": page, "next_cursor": next_cursor})
 
 
-@blueprint.post("/replay")
-def replay_many() -> Response:
-    wanted = json_as(ReplayRequest)
+@blueprint.declare("POST", "/stats/dead-letters/replay", "operator", "Send many again, oldest first")
+def replay_many(body: ReplayRequest) -> ReplayAnswer:
     replayed = outbox.replay_many(
         service().engine,
-        reason=wanted.reason,
-        since=in_utc(wanted.since),
-        until=in_utc(wanted.until),
-        limit=int(wanted.limit),
-        dry_run=wanted.dry_run,
+        reason=body.reason,
+        since=in_utc(body.since),
+        until=in_utc(body.until),
+        limit=int(body.limit),
+        dry_run=body.dry_run,
     )
-    if replayed and not wanted.dry_run:
+    if replayed and not body.dry_run:
         service().wake()
         log.info("replayed", extra={"fields": {"dead_letters": replayed}})
-    return answer(ReplayAnswer(replayed))
+    return ReplayAnswer(replayed)
 
 
-@blueprint.post(f"/<{DEAD_LETTER}>/replay")
-def replay(dead_letter_id: int) -> Response:
+@blueprint.declare(
+    "POST", f"{ONE}/replay", "operator", "Send it again", codes={**RESOLVING, 409: ("already_resolved", "content_gone")}
+)
+def replay(dead_letter_id: int) -> ResolvedAnswer:
     resolved = outbox.replay(service().engine, dead_letter_id)
     service().wake()
     return _answer(resolved)
 
 
-@blueprint.post(f"/<{DEAD_LETTER}>/delivered")
-def delivered(dead_letter_id: int) -> Response:
+@blueprint.declare("POST", f"{ONE}/delivered", "operator", "Mark as delivered: it becomes sent", codes=RESOLVING)
+def delivered(dead_letter_id: int) -> ResolvedAnswer:
     return _answer(outbox.delivered(service().engine, dead_letter_id))
 
 
-@blueprint.delete(f"/<{DEAD_LETTER}>")
-def discard(dead_letter_id: int) -> Response:
+@blueprint.declare("DELETE", ONE, "operator", "Discard it: it is never sent", codes=RESOLVING)
+def discard(dead_letter_id: int) -> ResolvedAnswer:
     return _answer(outbox.discard(service().engine, dead_letter_id))
 
 
-def _answer(resolved: outbox.Resolved) -> Response:
+def _answer(resolved: outbox.Resolved) -> ResolvedAnswer:
     fields = {"email_id": resolved.email_id, "dead_letter": resolved.id}
     log.info(resolved.resolution, extra={"fields": fields})
-    return answer(asdict(resolved))
+    return ResolvedAnswer(resolved.id, resolved.email_id, Resolution(resolved.resolution))

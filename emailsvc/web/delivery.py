@@ -4,40 +4,37 @@ from __future__ import annotations
 
 import logging
 
-from flask import Blueprint, Response
-
 from emailsvc import outbox, reports
 from emailsvc.intake import addresses
+from emailsvc.reports.answers import Delivery
 from emailsvc.service import service
-from emailsvc.web import auth
 from emailsvc.web.answers import PauseRequest
-from emailsvc.web.reading import answer, optional_json_as
+from emailsvc.web.contract import Routes
 
 log = logging.getLogger("emailsvc.web")
 
-blueprint = Blueprint("delivery", __name__, url_prefix="/delivery")
-blueprint.before_request(auth.require_operator)
+blueprint = Routes("delivery", __name__)
 
 
-@blueprint.post("/pause")
-def pause() -> Response:
-    reason = optional_json_as(PauseRequest).reason or "paused by an operator"
+@blueprint.declare("POST", "/delivery/pause", "operator", "Start no further e-mail until resumed", body_required=False)
+def pause(body: PauseRequest) -> Delivery:
+    reason = body.reason or "paused by an operator"
     addresses.one_line(reason, "reason")
     outbox.pause(service().engine, reason)
     log.warning("paused", extra={"fields": {"reason": reason}})
-    return answer(reports.delivery_state(service().engine))
+    return reports.delivery_state(service().engine)
 
 
-@blueprint.post("/resume")
-def resume() -> Response:
+@blueprint.declare("POST", "/delivery/resume", "operator", "End a pause")
+def resume() -> Delivery:
     outbox.resume(service().engine)
     service().wake()
     log.warning("resumed", extra={"fields": {}})
-    return answer(reports.delivery_state(service().engine))
+    return reports.delivery_state(service().engine)
 
 
-@blueprint.post("/end-outage")
-def end_outage() -> Response:
+@blueprint.declare("POST", "/delivery/end-outage", "operator", "End an outage, if there is one")
+def end_outage() -> Delivery:
     outbox.end_outage(service().engine)
     service().wake()
-    return answer(reports.delivery_state(service().engine))
+    return reports.delivery_state(service().engine)

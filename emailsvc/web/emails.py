@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import logging
 
-from flask import Blueprint, Response
+from flask import Response
 
 from emailsvc import outbox, reports
 from emailsvc.intake import addresses
+from emailsvc.reports.answers import EmailAnswer, LookupAnswer
 from emailsvc.service import service
-from emailsvc.web import auth
 from emailsvc.web.answers import CancelAnswer, LookupRequest
-from emailsvc.web.reading import answer, json_as
+from emailsvc.web.contract import NOT_FOUND, Routes
 
 log = logging.getLogger("emailsvc.web")
 
-blueprint = Blueprint("emails", __name__)
-blueprint.before_request(auth.require_operator)
+blueprint = Routes("emails", __name__)
 
 
-@blueprint.get("/emails/<email_id:email_id>")
-def show(email_id: str) -> Response:
-    return answer(reports.email(service().engine, email_id))
+@blueprint.declare("GET", "/emails/{email_id}", "operator", "What became of an e-mail", codes=NOT_FOUND)
+def show(email_id: str) -> EmailAnswer:
+    return reports.email(service().engine, email_id)
 
 
 @blueprint.route("/emails/lookup", methods=["OPTIONS"])
@@ -30,17 +29,18 @@ def lookup_options() -> Response:
     return Response(headers={"Allow": "OPTIONS, POST"})
 
 
-@blueprint.post("/emails/lookup")
-def lookup() -> Response:
-    email_ids = json_as(LookupRequest).email_ids
-    for index, email_id in enumerate(email_ids):
+@blueprint.declare("POST", "/emails/lookup", "operator", "What became of up to 1,000 e-mails")
+def lookup(body: LookupRequest) -> LookupAnswer:
+    for index, email_id in enumerate(body.email_ids):
         addresses.one_line(email_id, f"email_ids[{index}]")
-    found, missing = reports.lookup(service().engine, email_ids)
-    return answer({"emails": found, "missing": missing})
+    return reports.lookup(service().engine, body.email_ids)
 
 
-@blueprint.delete("/emails/<email_id:email_id>")
-def cancel(email_id: str) -> Response:
+@blueprint.declare(
+    "DELETE", "/emails/{email_id}", "operator", "Cancel an e-mail that is still pending",
+    codes={**NOT_FOUND, 409: ("already_sent", "sending", "failed", "maybe_sent")},
+)  # fmt: skip
+def cancel(email_id: str) -> CancelAnswer:
     outbox.cancel(service().engine, email_id)
     log.info("cancelled", extra={"fields": {"email_id": email_id}})
-    return answer(CancelAnswer(email_id, "cancelled"))
+    return CancelAnswer(email_id, "cancelled")

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from flask import Blueprint, Response
+from flask import Response
+from msgspec.structs import asdict
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from emailsvc import reports
+from emailsvc.reports.answers import Stats
 from emailsvc.service import service
+from emailsvc.vocabulary import DeliveryState
 from emailsvc.web import auth
 from emailsvc.web.answers import Health, Ready
+from emailsvc.web.contract import Routes
 from emailsvc.web.problems import RETRY_AFTER_SECONDS, problem
 from emailsvc.web.reading import answer
 
-blueprint = Blueprint("health", __name__)
+blueprint = Routes("health", __name__)
 
 _COUNTERS = {
     "received": "E-mails accepted",
@@ -35,12 +39,15 @@ _GAUGES = {
 }
 
 
-@blueprint.get("/healthz")
-def healthz() -> Response:
-    return answer(Health("ok"))
+@blueprint.declare("GET", "/healthz", "anyone", "The process is up")
+def healthz() -> Health:
+    return Health("ok")
 
 
-@blueprint.get("/readyz")
+@blueprint.declare(
+    "GET", "/readyz", "anyone", "Mail can go out",
+    answers={200: Ready}, codes={503: ("not_ready", "database_unavailable")},
+)  # fmt: skip
 def readyz() -> Response:
     wrong = reports.readiness(service().engine, service().config)
     if not wrong:
@@ -51,9 +58,8 @@ def readyz() -> Response:
     return refusal
 
 
-@blueprint.get("/metrics")
+@blueprint.declare("GET", "/metrics", "operator", "The totals for Prometheus", answers={200: "text/plain"})
 def metrics() -> Response:
-    auth.require_operator()
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(reports.stats(service().engine)))
     return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
@@ -62,17 +68,18 @@ def metrics() -> Response:
 class _Collector:
     """`/stats` in Prometheus' terms: the database counts for all processes, so nothing is kept in this one."""
 
-    def __init__(self, stats: dict[str, Any]) -> None:
+    def __init__(self, stats: Stats) -> None:
         self.stats = stats
 
     def collect(self) -> Iterator[Metric]:
+        values = asdict(self.stats)
         for name, meaning in _COUNTERS.items():
-            yield CounterMetricFamily(f"emailsvc_{name}", meaning, value=self.stats[name])
+            yield CounterMetricFamily(f"emailsvc_{name}", meaning, value=values[name])
         for name, meaning in _GAUGES.items():
-            yield GaugeMetricFamily(f"emailsvc_{name}", meaning, value=self.stats[name])
-        oldest = self.stats["oldest_pending_seconds"] or 0
+            yield GaugeMetricFamily(f"emailsvc_{name}", meaning, value=values[name])
+        oldest = self.stats.oldest_pending_seconds or 0
         yield GaugeMetricFamily("emailsvc_oldest_pending_seconds", "Age of the oldest due e-mail", value=oldest)
         state = GaugeMetricFamily("emailsvc_delivery", "1 for the state that delivery is in", labels=["state"])
-        for one in ("running", "paused", "outage"):
-            state.add_metric([one], float(self.stats["delivery"]["state"] == one))
+        for one in DeliveryState:
+            state.add_metric([one], float(self.stats.delivery.state == one))
         yield state

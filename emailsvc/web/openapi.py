@@ -7,18 +7,18 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-from flask import Blueprint, Response
+from flask import Response, current_app
 from werkzeug.http import HTTP_STATUS_CODES
 
 from emailsvc.intake import addresses
 from emailsvc.intake.payload import Rules
 from emailsvc.service import service
 from emailsvc.web.answers import Problem
-from emailsvc.web.contract import PATH_PARAMETERS, ROUTES, Route
+from emailsvc.web.contract import PATH_PARAMETERS, Route, Routes, routes_of
 from emailsvc.web.problems import MEDIA_TYPE
 from emailsvc.web.reading import answer
 
-blueprint = Blueprint("openapi", __name__)
+blueprint = Routes("openapi", __name__)
 
 Json = dict[str, Any]
 _REF = "#/components/schemas/{name}"
@@ -49,20 +49,20 @@ _INTRODUCTION = (
 )
 
 
-@blueprint.get("/openapi.json")
+@blueprint.declare("GET", "/openapi.json", "anyone", "This document", answers={200: "application/json"})
 def openapi() -> Response:
     config = service().config
-    return answer(document(Rules(config.from_domains, config.idempotency_header)))
+    return answer(document(Rules(config.from_domains, config.idempotency_header), routes_of(current_app)))
 
 
 @lru_cache(maxsize=8)
-def document(rules: Rules) -> Json:
-    declared = [kind for route in ROUTES for kind in _declarations(route)] + [Problem]
+def document(rules: Rules, routes: tuple[Route, ...]) -> Json:
+    declared = [kind for route in routes for kind in _declarations(route)] + [Problem]
     _, schemas = msgspec.json.schema_components(declared, ref_template=_REF)
     _narrow(schemas["EmailPayload"]["properties"], rules)
     _widen(schemas["BatchPayload"]["properties"]["emails"])
     paths: Json = {}
-    for route in ROUTES:
+    for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     return {
         "openapi": "3.1.0",
@@ -135,7 +135,8 @@ def _parameters(route: Route) -> list[Json]:
         for name in re.findall(r"{(\w+)}", route.path)
     ]
     if route.query is not None:
-        declared = msgspec.json.schema(route.query)["$defs"][route.query.__name__]["properties"]
+        _, schemas = msgspec.json.schema_components([route.query], ref_template=_REF)
+        declared = schemas[route.query.__name__]["properties"]
         found += [{"name": name, "in": "query", "schema": _without_null(one)} for name, one in declared.items()]
     return found
 
@@ -145,8 +146,6 @@ def _without_null(schema: Json) -> Json:
     options = [option for option in schema.get("anyOf", []) if option != {"type": "null"}]
     rest = {key: value for key, value in schema.items() if key != "anyOf" and not (key == "default" and value is None)}
     rest |= options[0] if options else {}
-    if "enum" in rest:
-        rest["enum"] = [value for value in rest["enum"] if value is not None]
     return rest
 
 

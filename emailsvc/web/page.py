@@ -27,10 +27,10 @@ PAGE = """<!doctype html>
 {% endfor %}
 </table>
 <h2>Dead letters</h2>
-{% if letters %}
+{% if page.dead_letters %}
 <table>
 <tr><th>created</th><th>email_id</th><th>reason</th><th>attempts</th><th>error</th><th></th></tr>
-{% for letter in letters %}
+{% for letter in page.dead_letters %}
 <tr><td>{{ letter.created_at }}</td><td>{{ letter.email_id }}</td><td>{{ letter.reason }}</td>
 <td class="number">{{ letter.attempts }}</td><td>{{ letter.error }}</td>
 <td><button data-post="/stats/dead-letters/{{ letter.id }}/replay">Send again</button>
@@ -38,7 +38,7 @@ PAGE = """<!doctype html>
 <button data-delete="/stats/dead-letters/{{ letter.id }}">Discard</button></td></tr>
 {% endfor %}
 </table>
-{% if more %}<p>Only the newest are shown; see <code>/stats/dead-letters</code> for all.</p>{% endif %}
+{% if page.next_cursor %}<p>Only the newest are shown; see <code>/stats/dead-letters</code> for all.</p>{% endif %}
 {% else %}
 <p>None.</p>
 {% endif %}

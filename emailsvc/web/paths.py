@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from werkzeug.routing import BaseConverter, IntegerConverter
+from werkzeug.routing import BaseConverter, IntegerConverter, Map
 
 from emailsvc.intake.addresses import PRINTABLE
-
-DEAD_LETTER = "dead_letter_id(max=9223372036854775807):dead_letter_id"
 
 
 class EmailIdConverter(BaseConverter):
@@ -21,3 +19,6 @@ class DeadLetterIdConverter(IntegerConverter):
     """Werkzeug's own ``int`` also takes the digits of other scripts."""
 
     regex = "[0-9]+"
+
+    def __init__(self, map: Map) -> None:
+        super().__init__(map, max=2**63 - 1)

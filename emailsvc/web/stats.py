@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import secrets
 
-from flask import Blueprint, Response, render_template_string, request
+from flask import Response, render_template_string, request
+from msgspec.structs import asdict
 
 from emailsvc import reports
+from emailsvc.reports.answers import Stats
 from emailsvc.service import service
-from emailsvc.web import auth
+from emailsvc.web.contract import Routes
 from emailsvc.web.page import PAGE
 from emailsvc.web.reading import answer
 
-blueprint = Blueprint("stats", __name__)
-blueprint.before_request(auth.require_operator)
+blueprint = Routes("stats", __name__)
 
 LETTERS_SHOWN = 50
 
 
-@blueprint.get("/stats")
+@blueprint.declare(
+    "GET", "/stats", "operator", "The totals, and the state of delivery", answers={200: (Stats, "text/html")}
+)
 def stats() -> Response:
     current = reports.stats(service().engine)
     wants_page = request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"
@@ -27,11 +30,11 @@ def stats() -> Response:
     return response
 
 
-def _page(current: dict[str, object]) -> Response:
-    letters, more = reports.dead_letters(service().engine, limit=LETTERS_SHOWN)
+def _page(current: Stats) -> Response:
+    page = reports.dead_letters(service().engine, limit=LETTERS_SHOWN)
     nonce = secrets.token_urlsafe(16)
     response = Response(
-        render_template_string(PAGE, stats=current, letters=letters, more=more, nonce=nonce), mimetype="text/html"
+        render_template_string(PAGE, stats=asdict(current), page=page, nonce=nonce), mimetype="text/html"
     )
     response.headers["Content-Security-Policy"] = (
         f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; "

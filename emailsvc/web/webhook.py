@@ -4,43 +4,48 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import cast
 
-from flask import Blueprint, Response
+from flask import Response
 
 from emailsvc import clock, outbox
 from emailsvc.errors import InvalidPayload, ServiceError
-from emailsvc.intake.payload import Rules, parse_batch, parse_email
+from emailsvc.intake.payload import BatchPayload, EmailPayload, Rules, parse_batch, parse_email
 from emailsvc.service import service
 from emailsvc.settings.config import Config
-from emailsvc.web import auth
-from emailsvc.web.answers import AcceptedAnswer, BatchAnswer, BatchResult, DuplicateAnswer, State
+from emailsvc.vocabulary import Status
+from emailsvc.web.answers import AcceptedAnswer, BatchAnswer, BatchResult, DuplicateAnswer
+from emailsvc.web.contract import Routes
 from emailsvc.web.reading import answer, json_body
 
 log = logging.getLogger("emailsvc.web")
 
-blueprint = Blueprint("webhook", __name__)
-blueprint.before_request(auth.require_sender)
+blueprint = Routes("webhook", __name__)
 
 MISMATCH = "This email_id was accepted before with other content; the first one stands and this one is not sent."
 
 
-@blueprint.post("/webhook/email")
+@blueprint.declare(
+    "POST", "/webhook/email", "sender", "Send one e-mail, once",
+    answers={202: AcceptedAnswer, 200: DuplicateAnswer}, codes={422: ("payload_mismatch",)}, body=EmailPayload,
+)  # fmt: skip
 def email() -> Response:
     config = service().config
     accepted = outbox.accept(service().engine, parse_email(json_body(), _rules(config)), config)
     _wake_for([accepted])
     _log(accepted)
     if accepted.status == "accepted":
-        return answer(AcceptedAnswer("accepted", accepted.email_id, "pending"), 202)
+        return answer(AcceptedAnswer("accepted", accepted.email_id, Status.PENDING), 202)
     mismatch = accepted.status == "mismatch"
     if mismatch and config.on_mismatch == "reject":
         raise ServiceError(422, "payload_mismatch", MISMATCH, "email_id")
     return answer(_duplicate(accepted, mismatch), 200, {"Idempotent-Replayed": "true"})
 
 
-@blueprint.post("/webhook/email/batch")
-def batch() -> Response:
+@blueprint.declare(
+    "POST", "/webhook/email/batch", "sender", "Send up to 1,000 e-mails, each once, with one result for each",
+    body=BatchPayload,
+)  # fmt: skip
+def batch() -> BatchAnswer:
     config = service().config
     items = parse_batch(json_body(), _rules(config))
     answers = outbox.accept_many(
@@ -52,7 +57,7 @@ def batch() -> Response:
         _invalid(index, item) if isinstance(item, InvalidPayload) else _result(index, next(stored), config)
         for index, item in enumerate(items)
     ]
-    return answer(BatchAnswer(results))
+    return BatchAnswer(results)
 
 
 def _rules(config: Config) -> Rules:
@@ -60,8 +65,8 @@ def _rules(config: Config) -> Rules:
 
 
 def _duplicate(accepted: outbox.Accepted, mismatch: bool) -> DuplicateAnswer:
-    first_received_at = str(clock.isoformat(accepted.first_received_at))
-    state = cast(State, accepted.state)
+    first_received_at = clock.isoformat(accepted.first_received_at)
+    state = Status(accepted.state)
     return DuplicateAnswer("duplicate", accepted.email_id, state, first_received_at, accepted.duplicates, mismatch)
 
 
@@ -71,7 +76,7 @@ def _invalid(index: int, error: InvalidPayload) -> BatchResult:
 
 def _result(index: int, accepted: outbox.Accepted, config: Config) -> BatchResult:
     _log(accepted)
-    state = cast(State, accepted.state)
+    state = Status(accepted.state)
     if accepted.status == "mismatch" and config.on_mismatch == "reject":
         return BatchResult(index, "mismatch", accepted.email_id, state, "payload_mismatch", "email_id", MISMATCH)
     return BatchResult(index, "accepted" if accepted.status == "accepted" else "duplicate", accepted.email_id, state)

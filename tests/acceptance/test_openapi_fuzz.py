@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from emailsvc.intake.payload import Rules
+from emailsvc.web import ROUTES
 from emailsvc.web.openapi import document
 from tests.stack import TOKEN, Stack
 
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_document_is_valid_to_a_public_validator() -> None:
     validator: Any = pytest.importorskip("openapi_spec_validator")
-    validator.validate(document(Rules(frozenset({"example.com"}), "X-Idempotency-Key")))
+    validator.validate(document(Rules(frozenset({"example.com"}), "X-Idempotency-Key"), ROUTES))
 
 
 def test_no_generated_request_gets_an_answer_that_is_not_published(make_stack: Callable[..., Stack]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import Result as Run
 from flask import Flask
@@ -22,12 +23,12 @@ from sqlalchemy import Engine, text
 from emailsvc import outbox, reports
 from emailsvc.app import create_app
 from emailsvc.commands.cli import REASONS
-from emailsvc.db.models import Reason
 from emailsvc.intake import signing
 from emailsvc.intake.payload import Rules, parse_email
 from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import Claim
 from emailsvc.settings.config import Config, load
+from emailsvc.vocabulary import Reason
 from tests.servers import PostgreSQL, free_port
 from tests.smtpd import Smtpd
 from tests.stack import ROOT
@@ -85,7 +86,7 @@ def test_stats_shows_what_the_route_shows(flask: Flasks, engine: Engine, config:
     post(engine, config, "one")
     stats = shown(flask("stats"))
     assert stats.pop("oldest_pending_seconds") >= 0
-    expected = reports.stats(engine)
+    expected = msgspec.to_builtins(reports.stats(engine))
     expected.pop("oldest_pending_seconds")
     assert stats == expected
     assert (stats["received"], stats["duplicates"], stats["pending"]) == (1, 1, 1)
@@ -118,9 +119,9 @@ def test_a_test_e_mail_is_accepted_like_any_other(flask: Flasks, engine: Engine)
     done = flask("send-test", "ada@example.com")
     found = re.match(r"accepted as (send-test-[0-9a-f-]{36}); a running worker sends it\n", done.stdout)
     assert found is not None, done.output
-    assert reports.email(engine, found.group(1))["state"] == "pending"
+    assert reports.email(engine, found.group(1)).state == "pending"
     flask("send-test", "ada@example.com")
-    assert reports.stats(engine)["received"] == 2
+    assert reports.stats(engine).received == 2
 
 
 @sqlite_only
@@ -129,7 +130,7 @@ def test_a_bad_address_for_a_test_e_mail_is_a_sentence(flask: Flasks, engine: En
     done = flask("send-test", address)
     assert done.exit_code == 1
     assert re.fullmatch(r"Error: user .+\.\n", done.stderr)
-    assert reports.stats(engine)["received"] == 0
+    assert reports.stats(engine).received == 0
 
 
 def test_erasing_a_person_cancels_scrubs_and_marks_and_keeps_the_ids(
@@ -144,7 +145,7 @@ def test_erasing_a_person_cancels_scrubs_and_marks_and_keeps_the_ids(
     post(engine, config, "waiting", "ADA@example.com")
     post(engine, config, "another", "bob@example.com")
     assert flask("erase", "Ada@Example.com").stdout == "3 e-mails erased\n"
-    states = {email_id: reports.email(engine, email_id)["state"] for email_id in ("sent", "in-hand", "waiting")}
+    states = {email_id: reports.email(engine, email_id).state for email_id in ("sent", "in-hand", "waiting")}
     assert states == {"sent": "sent", "in-hand": "sending", "waiting": "cancelled"}
     assert outbox.record(engine, claim.rows[0], token, SENT, config).state == "sent"
     with engine.connect() as connection:
@@ -201,8 +202,7 @@ def letters(engine: Engine, config: Config) -> list[int]:
     for email_id, result in (("rejected", REJECTED), ("uncertain", UNCERTAIN), ("third", REJECTED)):
         post(engine, config, email_id)
         attempt(engine, config, result)
-    found, _ = reports.dead_letters(engine)
-    return [letter["id"] for letter in reversed(found)]
+    return [letter.id for letter in reversed(reports.dead_letters(engine).dead_letters)]
 
 
 def listed(flask: Flasks, *options: str) -> list[str]:
@@ -233,18 +233,18 @@ def test_one_is_replayed_once(flask: Flasks, engine: Engine, config: Config, let
     for _ in range(2):
         done = flask("dead-letters", "replay", str(letters[0]))
         assert done.stdout == f"dead letter {letters[0]} of rejected: replayed\n"
-    assert reports.email(engine, "rejected")["state"] == "pending"
+    assert reports.email(engine, "rejected").state == "pending"
     assert listed(flask) == ["third", "uncertain"]
     assert listed(flask, "--resolved") == ["rejected"]
     attempt(engine, config, SENT)
-    assert reports.email(engine, "rejected")["state"] == "sent"
+    assert reports.email(engine, "rejected").state == "sent"
 
 
 def test_one_is_declared_delivered_or_discarded(flask: Flasks, engine: Engine, letters: list[int]) -> None:
     assert flask("dead-letters", "delivered", str(letters[1])).stdout.endswith("of uncertain: delivered\n")
     assert flask("dead-letters", "discard", str(letters[2])).stdout.endswith("of third: discarded\n")
     assert flask("dead-letters", "discard", str(letters[2])).exit_code == 0
-    states = [reports.email(engine, email_id)["state"] for email_id in ("uncertain", "third")]
+    states = [reports.email(engine, email_id).state for email_id in ("uncertain", "third")]
     assert states == ["sent", "failed"]
     assert listed(flask) == ["rejected"]
 
@@ -265,7 +265,7 @@ def test_many_are_replayed_by_reason_and_a_dry_run_only_counts(
     assert listed(flask) == ["third", "uncertain"]
     assert flask("dead-letters", "replay", "--all", "--reason", "rejected").stdout == "1 replayed\n"
     assert listed(flask) == ["uncertain"]
-    assert reports.stats(engine)["pending"] == 2
+    assert reports.stats(engine).pending == 2
 
 
 @sqlite_only

@@ -130,7 +130,7 @@ def test_a_killed_connection_leads_to_neither_a_second_mail_nor_a_lost_one(
     def drained() -> bool:
         try:
             Drain(engine, config, transport, threading.Event(), lambda: None).run()
-            return reports.stats(engine)["sent"] == 30
+            return reports.stats(engine).sent == 30
         except OperationalError:
             return False
 

@@ -109,7 +109,7 @@ def test_it_sends_what_is_due_and_records_it(bench: Bench) -> None:
     accept(bench.engine, bench.config, *(f"m-{n:02}" for n in range(25)), html="<p>Hi</p>", reply_to="r@example.com")
     bench.run()
     assert [m.email_id for m in bench.transport.delivered] == [f"m-{n:02}" for n in range(25)]
-    assert reports.stats(bench.engine)["sent"] == 25
+    assert reports.stats(bench.engine).sent == 25
     mail = bench.transport.delivered[0]
     assert (mail.from_address, mail.reply_to, mail.html) == ("no-reply@localhost", "r@example.com", "<p>Hi</p>")
     assert mail.message_id == row(bench.engine, "m-00").message_id
@@ -404,7 +404,7 @@ def test_an_outage_stops_the_batch_and_the_drain_comes_back_for_the_probe(bench:
     move_switch(bench.engine, 6, "next_probe_at")
     bench.run()
     assert switch(bench.engine).outage_since is None
-    assert reports.stats(bench.engine)["sent"] == 2
+    assert reports.stats(bench.engine).sent == 2
 
 
 def test_a_deadline_that_passes_in_hand_starts_no_conversation(bench: Bench, leap: Callable[[float], None]) -> None:
@@ -584,7 +584,7 @@ def test_a_claim_whose_reply_was_lost_is_given_back_by_the_next_look(bench: Benc
 def test_it_works_until_nothing_is_due_however_long_that_takes(bench: Bench, leap: Callable[[float], None]) -> None:
     accept(bench.engine, bench.config, *(f"m-{n:02}" for n in range(15)))
     bench.answer(*[SENT] * 9, lambda _mail: leap(3600) or SENT).run()
-    assert reports.stats(bench.engine)["sent"] == 15
+    assert reports.stats(bench.engine).sent == 15
 
 
 def test_every_tenth_claim_starts_from_the_lowest_so_low_still_moves(

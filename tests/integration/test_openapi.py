@@ -8,7 +8,7 @@ from typing import Any
 from flask import Flask
 from flask.testing import FlaskClient
 
-from emailsvc.web.contract import ROUTES
+from emailsvc.web import ROUTES
 from tests.webkit import ON_SQLITE
 
 

@@ -51,7 +51,7 @@ def test_a_replay_has_a_fresh_budget_and_the_same_message_id(engine: Engine, con
         assert record(engine, config, claim(engine, config), DEFERRED).state == "pending"
         make_due(engine)
     assert record(engine, config, claim(engine, config), SENT).state == "sent"
-    events = [entry["event"] for entry in reports.email(engine, "m-1")["timeline"]]
+    events = [entry.event for entry in reports.email(engine, "m-1").timeline]
     assert events == ["received", "rejected", "dead_lettered", "replayed", *["deferred"] * 3, "sent"]
 
 
@@ -81,16 +81,16 @@ def test_discarding_twice_answers_the_same(engine: Engine, config: Config) -> No
     (letter,) = _fail(engine, config)
     assert outbox.discard(engine, letter) == outbox.discard(engine, letter)
     assert row(engine).status == "failed"
-    assert reports.stats(engine)["dead_letters"] == 0
+    assert reports.stats(engine).dead_letters == 0
     assert reports.violations(engine, config) == []
 
 
 def test_delivered_makes_it_sent(engine: Engine, config: Config) -> None:
     (letter,) = _fail(engine, config, result=UNCERTAIN)
     assert outbox.delivered(engine, letter).resolution == "delivered"
-    assert (row(engine).status, reports.stats(engine)["sent"], reports.stats(engine)["failed"]) == ("sent", 1, 0)
+    assert (row(engine).status, reports.stats(engine).sent, reports.stats(engine).failed) == ("sent", 1, 0)
     assert reports.violations(engine, config) == []
-    assert [e["event"] for e in reports.email(engine, "m-1")["timeline"]][-1] == "delivered"
+    assert [e.event for e in reports.email(engine, "m-1").timeline][-1] == "delivered"
 
 
 def test_another_resolution_than_the_first_is_refused(engine: Engine, config: Config) -> None:
@@ -129,7 +129,7 @@ def test_replays_by_filter(engine: Engine, config: Config) -> None:
     assert outbox.replay_many(engine, reason="rejected", dry_run=True) == 3
     assert outbox.replay_many(engine, since=utcnow() + timedelta(hours=1)) == 0
     assert outbox.replay_many(engine, until=utcnow() - timedelta(hours=1)) == 0
-    assert reports.stats(engine)["pending"] == 0
+    assert reports.stats(engine).pending == 0
     assert outbox.replay_many(engine, reason="rejected", limit=2) == 2
     assert [row(engine, i).status for i in "abcu"] == ["pending", "pending", "failed", "failed"]
     assert outbox.replay_many(engine) == 2
@@ -141,7 +141,7 @@ def test_a_bulk_replay_takes_many_transactions_and_stops_at_its_limit(
     monkeypatch.setattr(outbox.deadletters, "CHUNK", 2)
     _fail(engine, config, *(f"m-{n}" for n in range(9)))
     assert outbox.replay_many(engine, limit=5) == 5
-    assert reports.stats(engine)["pending"] == 5
+    assert reports.stats(engine).pending == 5
     assert outbox.replay_many(engine) == 4
     assert reports.violations(engine, config) == []
 
@@ -166,7 +166,7 @@ def test_a_bulk_replay_ends_and_takes_each_letter_once_though_they_fail_again_me
     assert outbox.replay_many(engine, limit=50) == 6
     per_email = Counter(letter.email for letter in rows(engine, DeadLetter))
     assert set(per_email.values()) == {2}, "the letter that was replayed, and the one of its only further attempt"
-    assert reports.stats(engine)["dead_letters"] == 6
+    assert reports.stats(engine).dead_letters == 6
 
 
 def test_pages_of_dead_letters_are_complete_and_never_repeat(engine: Engine, config: Config) -> None:
@@ -175,14 +175,15 @@ def test_pages_of_dead_letters_are_complete_and_never_repeat(engine: Engine, con
     seen: list[str] = []
     cursor = None
     while True:
-        letters, cursor = reports.dead_letters(engine, limit=3, cursor=cursor)
-        seen += [letter["email_id"] for letter in letters]
+        page = reports.dead_letters(engine, limit=3, cursor=cursor)
+        seen += [letter.email_id for letter in page.dead_letters]
+        cursor = page.next_cursor
         if cursor is None:
             break
     assert seen == ids[::-1]
     outbox.discard(engine, rows(engine, DeadLetter)[0].id)
-    assert [letter["email_id"] for letter in reports.dead_letters(engine, resolved=True)[0]] == ["m-0"]
-    assert reports.dead_letters(engine, reason="expired")[0] == []
+    assert [letter.email_id for letter in reports.dead_letters(engine, resolved=True).dead_letters] == ["m-0"]
+    assert reports.dead_letters(engine, reason="expired").dead_letters == []
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,7 @@ def test_cancelling_what_waits_and_again(engine: Engine, config: Config) -> None
     assert row(engine).status == "cancelled"
     assert not isinstance(outbox.claim(engine, token(), config), Claim)
     assert outbox.accept(engine, new_email(), config).state == "cancelled"
-    assert [e["event"] for e in reports.email(engine, "m-1")["timeline"]] == ["received", "cancelled"]
+    assert [e.event for e in reports.email(engine, "m-1").timeline] == ["received", "cancelled"]
 
 
 def test_what_cannot_be_cancelled_says_why(engine: Engine, config: Config) -> None:
@@ -366,11 +367,11 @@ def test_a_busy_mailbox_is_erased_in_transactions_of_its_own_and_goes_on_after_a
 
     with pytest.raises(KeyboardInterrupt):
         outbox.erase(engine, "eve@example.com", killed_at_the_third)
-    assert reports.stats(engine)["cancelled"] == 12
+    assert reports.stats(engine).cancelled == 12
     seen: list[int] = []
     assert outbox.erase(engine, "eve@example.com", seen.append) == 18
     assert seen == [4, 8, 12, 16, 18]
-    assert reports.stats(engine)["cancelled"] == 30
+    assert reports.stats(engine).cancelled == 30
     assert row(engine, "bob").status == "pending"
     assert reports.violations(engine, config) == []
 
@@ -387,7 +388,7 @@ def test_an_erasure_ends_though_mail_to_the_person_keeps_coming(
         accept(engine, config, f"late-{total}", f"later-{total}", user="eve@example.com")
 
     assert outbox.erase(engine, "eve@example.com", another) == 6
-    assert reports.stats(engine)["pending"] == 6
+    assert reports.stats(engine).pending == 6
 
 
 def test_what_is_in_hand_is_marked_once_and_does_not_hold_up_an_erasure(engine: Engine, config: Config) -> None:
@@ -403,9 +404,9 @@ def test_what_is_in_hand_is_marked_once_and_does_not_hold_up_an_erasure(engine: 
 
 def test_look_up_of_many_ids(engine: Engine, config: Config) -> None:
     accept(engine, config, "a", "b")
-    found, missing = reports.lookup(engine, ["b", "nope", "a", "b"])
-    assert [e["email_id"] for e in found] == ["b", "a"]
-    assert missing == ["nope"]
+    found = reports.lookup(engine, ["b", "nope", "a", "b"])
+    assert [e.email_id for e in found.emails] == ["b", "a"]
+    assert found.missing == ["nope"]
 
 
 def test_what_is_replayed_in_bulk_becomes_due_one_after_the_other(engine: Engine, config: Config) -> None:

@@ -237,7 +237,7 @@ def test_what_is_erased_in_hand_ends_with_its_next_outcome(
     assert {letter.error for letter in rows(engine, DeadLetter)} <= {"(erased)"}
     assert after.final_at is not None
     assert reports.violations(engine, config) == []
-    assert reports.stats(engine)["dead_letters"] == 0
+    assert reports.stats(engine).dead_letters == 0
 
 
 def test_what_is_erased_in_hand_and_released_is_not_sent(engine: Engine, config: Config) -> None:

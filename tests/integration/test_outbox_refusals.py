@@ -67,10 +67,10 @@ def test_twenty_refusals_in_a_row_over_three_domains_are_an_outage(
     assert outcomes(engine, config, *[refusal] * 25) == ["rejected"] * 19 + ["outage"]
     assert switch(engine).outage_reason == refusal.text
     stats = reports.stats(engine)
-    assert (stats["dead_letters"], stats["pending"], stats["sending"]) == (19, 6, 0)
+    assert (stats.dead_letters, stats.pending, stats.sending) == (19, 6, 0)
     move_switch(engine, 6, "next_probe_at")
     assert record(engine, config, claim(engine, config), refusal).released == "outage"
-    assert reports.stats(engine)["dead_letters"] == 19
+    assert reports.stats(engine).dead_letters == 19
 
 
 @pytest.mark.parametrize("enhanced", ["5.1.1", "5.1.2", "5.1.3", "5.1.4", "5.1.6", "5.1.10", "5.2.1", "5.2.2"])
@@ -115,7 +115,7 @@ def test_a_replay_of_300_full_mailboxes_stops_nobody(engine: Engine, config: Con
     make_due(engine)
     assert set(again(engine, config, *[FULL] * 300)) == {"rejected"}
     assert outcomes(engine, config, SENT, prefix="fresh") == [None]
-    assert reports.stats(engine)["dead_letters"] == 300
+    assert reports.stats(engine).dead_letters == 300
 
 
 def test_refusals_of_one_domain_are_its_own_matter(engine: Engine, config: Config) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from msgspec.structs import asdict
 from sqlalchemy import Engine, select, update
 
 from emailsvc import outbox, reports
@@ -176,8 +177,8 @@ def test_sweeps_and_workers_at_once_never_release_a_row_that_was_started(engine:
             sweeper.result(30)
     assert len(started) == len(set(started))
     stats = reports.stats(engine)
-    assert stats["sent"] + stats["failed"] == 120
-    assert stats["sending"] + stats["pending"] == 0
+    assert stats.sent + stats.failed == 120
+    assert stats.sending + stats.pending == 0
 
 
 def end_leases_of_some(engine: Engine) -> None:
@@ -315,7 +316,7 @@ def test_the_counters_are_the_same_before_and_after_the_roll_up(engine: Engine, 
 
 
 def _counts(engine: Engine) -> dict[str, Any]:
-    return {name: value for name, value in reports.stats(engine).items() if name != "oldest_pending_seconds"}
+    return {name: value for name, value in asdict(reports.stats(engine)).items() if name != "oldest_pending_seconds"}
 
 
 def test_sweeps_at_once_roll_up_each_hour_once(engine: Engine, config: Config) -> None:
@@ -323,7 +324,7 @@ def test_sweeps_at_once_roll_up_each_hour_once(engine: Engine, config: Config) -
     _let_hours_pass(engine, 20)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: outbox.sweep(engine, config), range(4)))
-    assert reports.stats(engine)["received"] == 6
+    assert reports.stats(engine).received == 6
     assert reports.violations(engine, config) == []
 
 
@@ -366,7 +367,7 @@ def test_what_no_roll_up_has_counted_is_not_purged(engine: Engine, make_config: 
     swept = Swept()
     outbox.retain(engine, config, swept)
     assert swept.purged == 0
-    assert reports.stats(engine)["received"] == 6
+    assert reports.stats(engine).received == 6
 
 
 def test_heartbeats_come_and_go(engine: Engine, config: Config) -> None:

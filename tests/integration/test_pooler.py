@@ -78,7 +78,7 @@ def test_webhooks_of_many_clients_are_all_answered(
         reading = Counter(pool.map(lambda n: services[n % 4].test_client().get("/stats").status_code, range(80)))
     assert reading == {200: 80}
     stats = reports.stats(engine_of(services[0]))
-    assert [stats[name] for name in ("received", "pending", "duplicates", "mismatches")] == [160] * 4
+    assert [getattr(stats, name) for name in ("received", "pending", "duplicates", "mismatches")] == [160] * 4
     assert reports.violations(engine_of(services[0]), services[0].extensions["emailsvc"].config) == []
 
 

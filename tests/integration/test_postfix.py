@@ -145,11 +145,11 @@ def test_everything_arrives_as_it_was_posted(engine: Engine, config: Config, pos
     transport = SmtpTransport(SmtpServer("127.0.0.1", postfix.port, "none"))
     Drain(engine, config, transport, threading.Event(), lambda: None).run()
     transport.close()
-    assert reports.stats(engine)["sent"] == len(CONTENTS), reports.dead_letters(engine)
+    assert reports.stats(engine).sent == len(CONTENTS), reports.dead_letters(engine)
     wait_for(lambda: len(postfix.mails()) == len(CONTENTS), 30, lambda: f"the mailbox to fill\n{postfix._log()}")
     arrived = {mail["Message-ID"]: mail for mail in postfix.mails()}
     for name, fields in CONTENTS.items():
-        _compare(arrived[reports.email(engine, name)["message_id"]], name, fields)
+        _compare(arrived[reports.email(engine, name).message_id], name, fields)
 
 
 def _compare(mail: EmailMessage, name: str, fields: dict[str, Any]) -> None:

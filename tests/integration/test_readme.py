@@ -25,7 +25,6 @@ from werkzeug.serving import make_server
 from emailsvc import outbox, serving
 from emailsvc.commands import cli, start
 from emailsvc.db import extensions, schema
-from emailsvc.db.models import Reason, Status
 from emailsvc.delivery.drain import Drain
 from emailsvc.intake.addresses import FORBIDDEN_HEADERS, FORBIDDEN_PREFIXES
 from emailsvc.intake.payload import EmailPayload, Rules, parse_email
@@ -33,9 +32,10 @@ from emailsvc.log import EVENTS
 from emailsvc.mail import Mail, Outcome, Result
 from emailsvc.mail.memory import MemoryTransport
 from emailsvc.settings.config import Config, load
+from emailsvc.vocabulary import Reason, Status
 from emailsvc.wakeups import queue
+from emailsvc.web import ROUTES
 from emailsvc.web.answers import CURSOR
-from emailsvc.web.contract import ROUTES
 from tests.conftest import started
 from tests.documents import READMES
 from tests.mails import Certificate

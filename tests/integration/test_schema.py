@@ -19,9 +19,10 @@ from emailsvc import outbox, reports
 from emailsvc.app import _prepared
 from emailsvc.commands.diagnosis import diagnose
 from emailsvc.db import schema
-from emailsvc.db.models import Base, Status
+from emailsvc.db.models import Base
 from emailsvc.errors import ConfigurationError
 from emailsvc.settings import config
+from emailsvc.vocabulary import Status
 from tests.emails import REJECTED, SENT, claim, record
 from tests.integration.test_cli import run
 from tests.servers import PostgreSQL
@@ -125,9 +126,9 @@ def test_a_database_of_the_release_before_is_upgraded_and_goes_on(of_0001: Flask
     assert content(engine, columns) == before, "migrations only add"
     assert reports.violations(engine, settings) == []
     stats = reports.stats(engine)
-    counts = {state.value: stats[state.value] for state in Status}
+    counts = {state.value: getattr(stats, state.value) for state in Status}
     assert counts == {"pending": 2, "sending": 1, "sent": 1, "failed": 2, "cancelled": 1}
-    assert (stats["delivery"]["state"], stats["duplicates"]) == ("outage", 4)
+    assert (stats.delivery.state, stats.duplicates) == ("outage", 4)
     probe = claim(engine, settings)
     assert [row.email_id for row in probe.rows] == ["pending"]
     assert record(engine, settings, probe, SENT).outage_seconds is not None

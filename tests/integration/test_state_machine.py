@@ -31,7 +31,7 @@ from sqlalchemy.exc import OperationalError
 
 from emailsvc import outbox, reports
 from emailsvc.clock import utcnow
-from emailsvc.db.models import Attempt, DeadLetter, Email, Status, Switch
+from emailsvc.db.models import Attempt, DeadLetter, Email, Switch
 from emailsvc.db.sqltime import db_in, db_now
 from emailsvc.delivery import drain as delivery
 from emailsvc.errors import Conflict, NotFound
@@ -41,6 +41,7 @@ from emailsvc.outbox import Recorded, moves, sweeping
 from emailsvc.outbox.moves import ending
 from emailsvc.outbox.switch import RUNNING
 from emailsvc.settings.config import Config
+from emailsvc.vocabulary import Status
 from tests.machine import (
     AFTER_DOT,
     BEFORE_DOT,
@@ -534,16 +535,16 @@ class Machine(RuleBasedStateMachine):
 
     def the_statistics_are_exact(self) -> None:
         stats = reports.stats(self.world.engine)
-        assert {name: stats[name] for name in ("received", "duplicates", "mismatches")} == {
+        assert {name: getattr(stats, name) for name in ("received", "duplicates", "mismatches")} == {
             name: self.tally[name] for name in ("received", "duplicates", "mismatches")
         }
         if self.tally["received"] > len(self.emails):
             return  # some were purged, and the invariant has counted those
         counts = Counter(row.status for row in self.emails.values())
-        assert {name: stats[name] for name in Status} == {name: counts[name] for name in Status}
+        assert {name: getattr(stats, name) for name in Status} == {name: counts[name] for name in Status}
         attempts = self.world.rows(select(func.count(Attempt.id)))[0][0]
         unresolved = self.world.rows(select(func.count(DeadLetter.id)).where(DeadLetter.resolved_at.is_(None)))[0][0]
-        assert (stats["failed_attempts"], stats["dead_letters"]) == (attempts, unresolved)
+        assert (stats.failed_attempts, stats.dead_letters) == (attempts, unresolved)
 
 
 def pick(choices: list[Any], number: int) -> Any:

@@ -15,7 +15,8 @@ from flask.testing import FlaskClient
 
 from emailsvc.intake import signing
 from emailsvc.settings.config import Config
-from emailsvc.web.contract import ROUTES, Route
+from emailsvc.web import ROUTES
+from emailsvc.web.contract import Route
 from tests.webkit import BEARER, ON_SQLITE, STRANGER, TOKEN, StrictClient, payload
 
 pytestmark = ON_SQLITE

@@ -226,7 +226,7 @@ def test_a_bad_choice_or_number_is_answered_with_what_is_allowed(client: FlaskCl
         assert answer.status_code == 400
         return str(answer.json["detail"])
 
-    assert detail(reason="foo") == "reason is rejected, exhausted, uncertain, expired or unreachable."
+    assert detail(reason="foo") == "reason is rejected, exhausted, expired, uncertain or unreachable."
     assert detail(limit=1.5) == "limit: expected a whole number."
 
 

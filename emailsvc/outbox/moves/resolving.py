@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, case, update
 
-from emailsvc.db.models import DeadLetter, Email, Resolution, Status, has_status
+from emailsvc.db.models import DeadLetter, Email, has_status
 from emailsvc.db.sqltime import db_in, db_now
 from emailsvc.outbox.moves.turning import turn
+from emailsvc.vocabulary import Resolution, Status
 
 
 class Letter(NamedTuple):

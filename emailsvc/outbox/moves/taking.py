@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, CompoundSelect, Connection, Select, Update, bindparam, case
 from sqlalchemy.dialects import postgresql, sqlite
 
-from emailsvc.db.models import Email, Status, status_literal
+from emailsvc.db.models import Email, status_literal
 from emailsvc.db.sqltime import UtcDateTime, db_in, db_now
 from emailsvc.outbox.moves.turning import MOVED, Held, Moved, turn, turn_chosen
 from emailsvc.outbox.moves.withdrawing import erase_as_asked
+from emailsvc.vocabulary import Status
 
 
 class Kept(NamedTuple):

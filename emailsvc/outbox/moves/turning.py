@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, CompoundSelect, Select, Update, update
 
-from emailsvc.db.models import BECOMES, Email, Status, has_status, status_literal
+from emailsvc.db.models import BECOMES, Email, has_status, status_literal
 from emailsvc.outbox.switch import RUNNING
+from emailsvc.vocabulary import Status
 
 
 @dataclass(frozen=True, slots=True)

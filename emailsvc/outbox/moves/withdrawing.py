@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from emailsvc.db.models import DeadLetter, Email, Resolution, Status
+from emailsvc.db.models import DeadLetter, Email
 from emailsvc.db.sqltime import db_now
 from emailsvc.outbox.moves.resolving import resolve
 from emailsvc.outbox.moves.turning import Moved, turn
 from emailsvc.outbox.scrubbing import scrub_person
+from emailsvc.vocabulary import Resolution, Status
 
 
 def cancel(connection: Connection, email_id: str) -> bool:

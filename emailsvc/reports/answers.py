@@ -1,0 +1,99 @@
+"""What the reports return, declared: routes and commands show these, and the OpenAPI document is made from them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from emailsvc.vocabulary import DeliveryState, EventName, Priority, Reason, Resolution, Status
+
+CURSOR = "^([0-9]{1,17})~([0-9]{1,18})$"
+"""A time in microseconds since 1970 and an id: digits, for in a query a + would come back as a blank."""
+
+DeadLetterId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Count = Annotated[int, Meta(ge=0)]
+
+
+class Delivery(msgspec.Struct):
+    state: DeliveryState
+    since: str | None
+    reason: str | None
+
+
+class Totals(msgspec.Struct):
+    received: Count
+    duplicates: Count
+    mismatches: Count
+    pending: Count
+    sending: Count
+    sent: Count
+    failed: Count
+    cancelled: Count
+    failed_attempts: Count
+
+
+class Stats(Totals):
+    """`GET /stats`. ``oldest_pending_seconds`` is about what is due; null when nothing is."""
+
+    dead_letters: Count
+    oldest_pending_seconds: float | None
+    delivery: Delivery
+
+
+class DeadLetter(msgspec.Struct):
+    id: DeadLetterId
+    email_id: str
+    reason: Reason
+    error: str
+    attempts: Count
+    created_at: str
+    resolved_at: str | None
+    resolution: Resolution | None
+
+
+class DeadLetterPage(msgspec.Struct):
+    dead_letters: list[DeadLetter]
+    next_cursor: str | None
+
+
+class EmailSummary(msgspec.Struct):
+    email_id: str
+    state: Status
+    attempts: Count
+    duplicates: Count
+    mismatches: Count
+    priority: Priority
+    message_id: str
+    received_at: str
+    sent_at: str | None
+    cancelled_at: str | None
+    next_attempt_at: str | None
+    send_at: str | None
+    expires_at: str | None
+    scrubbed_at: str | None
+    last_error: str | None
+
+
+class Event(msgspec.Struct):
+    """What happened when. An attempt has the server's words and ``started_at``; a dead letter, why; an end, whose."""
+
+    at: str
+    event: EventName
+    code: int | UnsetType | None = UNSET
+    enhanced: str | UnsetType | None = UNSET
+    text: str | UnsetType = UNSET
+    started_at: str | UnsetType | None = UNSET
+    reason: Reason | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+    dead_letter: DeadLetterId | UnsetType = UNSET
+
+
+class EmailAnswer(EmailSummary):
+    timeline: list[Event]
+
+
+class LookupAnswer(msgspec.Struct):
+    emails: list[EmailSummary]
+    missing: list[str]

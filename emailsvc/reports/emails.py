@@ -1,0 +1,100 @@
+"""What became of an e-mail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from operator import itemgetter
+from typing import Any
+
+from msgspec.structs import asdict
+from sqlalchemy import Connection, Engine, Row, select
+
+from emailsvc.clock import isoformat
+from emailsvc.db.models import PRIORITIES, Attempt, DeadLetter, Email
+from emailsvc.errors import NotFound
+from emailsvc.reports.answers import EmailAnswer, EmailSummary, Event, LookupAnswer
+from emailsvc.reports.snapshots import snapshot
+from emailsvc.vocabulary import EventName, Reason, Status
+
+_PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
+
+_SUMMARY = select(
+    Email.id, Email.email_id, Email.status, Email.attempts, Email.duplicates, Email.mismatches, Email.priority,
+    Email.message_id, Email.received_at, Email.sent_at, Email.final_at, Email.next_attempt_at, Email.send_at,
+    Email.expires_at, Email.last_error, Email.scrubbed_at,
+)  # fmt: skip
+
+
+def email(engine: Engine, email_id: str) -> EmailAnswer:
+    """One e-mail and its timeline. Raises NotFound."""
+    with snapshot(engine) as connection:
+        row = connection.execute(_SUMMARY.where(Email.email_id == email_id)).first()
+        if row is None:
+            raise NotFound(f"There is no e-mail with the id {email_id!r}.")
+        return EmailAnswer(**asdict(_summary(row)), timeline=_timeline(connection, row))
+
+
+def lookup(engine: Engine, email_ids: Sequence[str]) -> LookupAnswer:
+    """Those that exist, in the order asked for, and the ids that do not."""
+    with snapshot(engine) as connection:
+        rows = connection.execute(_SUMMARY.where(Email.email_id.in_(set(email_ids))))
+        found = {row.email_id: _summary(row) for row in rows}
+    wanted = dict.fromkeys(email_ids)
+    return LookupAnswer([found[i] for i in wanted if i in found], [i for i in wanted if i not in found])
+
+
+def _summary(row: Row[*tuple[Any, ...]]) -> EmailSummary:
+    return EmailSummary(
+        email_id=row.email_id,
+        state=Status(row.status),
+        attempts=row.attempts,
+        duplicates=row.duplicates,
+        mismatches=row.mismatches,
+        priority=_PRIORITY_NAMES[row.priority],
+        message_id=row.message_id,
+        received_at=isoformat(row.received_at),
+        sent_at=isoformat(row.sent_at),
+        cancelled_at=isoformat(row.final_at) if row.status == Status.CANCELLED else None,
+        next_attempt_at=isoformat(row.next_attempt_at) if row.status == Status.PENDING else None,
+        send_at=isoformat(row.send_at),
+        expires_at=isoformat(row.expires_at),
+        scrubbed_at=isoformat(row.scrubbed_at),
+        last_error=row.last_error,
+    )
+
+
+def _timeline(connection: Connection, row: Row[*tuple[Any, ...]]) -> list[Event]:
+    events = [(row.received_at, Event(isoformat(row.received_at), EventName.RECEIVED))]
+    events += _attempts(connection, row.id)
+    events += _letters(connection, row.id)
+    if row.sent_at is not None and not any(event.event is EventName.DELIVERED for _, event in events):
+        events.append((row.sent_at, Event(isoformat(row.sent_at), EventName.SENT)))
+    if row.status == Status.CANCELLED:
+        events.append((row.final_at, Event(isoformat(row.final_at), EventName.CANCELLED)))
+    return [event for _, event in sorted(events, key=itemgetter(0))]
+
+
+def _attempts(connection: Connection, key: int) -> Iterator[tuple[datetime, Event]]:
+    for attempt in connection.execute(select(Attempt).where(Attempt.email == key).order_by(Attempt.id)):
+        yield (
+            attempt.at,
+            Event(
+                isoformat(attempt.at),
+                EventName(attempt.outcome),
+                code=attempt.code,
+                enhanced=attempt.enhanced,
+                text=attempt.text,
+                started_at=isoformat(attempt.started_at),
+            ),
+        )
+
+
+def _letters(connection: Connection, key: int) -> Iterator[tuple[datetime, Event]]:
+    """That it was given up, and what was decided then."""
+    for letter in connection.execute(select(DeadLetter).where(DeadLetter.email == key).order_by(DeadLetter.id)):
+        at = letter.created_at
+        yield at, Event(isoformat(at), EventName.DEAD_LETTERED, reason=Reason(letter.reason), error=letter.error)
+        if letter.resolved_at is not None:
+            at = letter.resolved_at
+            yield at, Event(isoformat(at), EventName(letter.resolution), dead_letter=letter.id)

@@ -1,0 +1,84 @@
+"""The words that the database, the answers and the commands share, each written once."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Status(enum.StrEnum):
+    """Where an e-mail stands; ``state`` in every answer."""
+
+    PENDING = "pending"
+    SENDING = "sending"
+    SENT = "sent"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Reason(enum.StrEnum):
+    """Why an e-mail was given up."""
+
+    REJECTED = "rejected"
+    EXHAUSTED = "exhausted"
+    EXPIRED = "expired"
+    UNCERTAIN = "uncertain"
+    UNREACHABLE = "unreachable"
+
+
+class Resolution(enum.StrEnum):
+    """What an operator decided about a dead letter."""
+
+    REPLAYED = "replayed"
+    DELIVERED = "delivered"
+    DISCARDED = "discarded"
+
+
+class Priority(enum.StrEnum):
+    """In the order in which they are sent."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+class OnUncertain(enum.StrEnum):
+    """What becomes of an e-mail when nobody knows whether the mail server took it."""
+
+    HOLD = "hold"
+    RETRY = "retry"
+
+
+class Outcome(enum.StrEnum):
+    """What one conversation with the mail server came to."""
+
+    SENT = "sent"
+    DEFERRED = "deferred"
+    REJECTED = "rejected"
+    OUTAGE = "outage"
+    UNCERTAIN = "uncertain"
+    CUT = "cut"  # our own shutdown, before the final dot: nothing happened
+
+
+ATTEMPT_OUTCOMES = (Outcome.DEFERRED, Outcome.REJECTED, Outcome.UNCERTAIN)
+"""Those that leave a row of their own."""
+
+
+class EventName(enum.StrEnum):
+    """What a timeline tells of."""
+
+    RECEIVED = "received"
+    DEFERRED = Outcome.DEFERRED
+    REJECTED = Outcome.REJECTED
+    UNCERTAIN = Outcome.UNCERTAIN
+    SENT = Outcome.SENT
+    DEAD_LETTERED = "dead_lettered"
+    CANCELLED = Status.CANCELLED
+    REPLAYED = Resolution.REPLAYED
+    DELIVERED = Resolution.DELIVERED
+    DISCARDED = Resolution.DISCARDED
+
+
+class DeliveryState(enum.StrEnum):
+    RUNNING = "running"
+    PAUSED = "paused"
+    OUTAGE = "outage"
