@@ -5,7 +5,6 @@
     python -m tests.benchmarks.delivery rate         RATE_LIMIT_PER_SECOND=50 over two workers of four threads
     python -m tests.benchmarks.delivery outage       the mail server away for three minutes at 20 mails a second
     python -m tests.benchmarks.delivery replay       300 letters of full mailboxes replayed among 50 fresh mails/s
-    python -m tests.benchmarks.delivery note         what one more commit before each dot would cost
 
 Everything is on loopback and ends by itself, within seven minutes at most.
 """
@@ -14,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import secrets
 import socket
 import statistics
 import sys
@@ -26,12 +23,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from emailsvc import outbox
-from emailsvc.app import create_app
-from emailsvc.db import schema
-from emailsvc.intake.payload import Rules, parse_email
-from emailsvc.mail.outcome import Outcome, Result
-from emailsvc.settings import config
 from tests.servers import PostgreSQL, Redis, free_port, wait_for
 from tests.smtpd import Smtpd
 from tests.stack import Stack, email, smtp_url
@@ -260,44 +251,12 @@ def _spread(waits: list[float]) -> list[float]:
     return [round(waits[int(len(waits) * share) - 1] * 1000, 1) for share in (0.5, 0.99, 1)]
 
 
-def note() -> Table:
-    """A note before the dot would tell most false alarms apart. It is not written; the lease is updated here."""
-    table: Table = {}
-    database = PostgreSQL(durable=True)
-    with tempfile.TemporaryDirectory() as folder, contextlib.closing(database):
-        for name, url in (
-            ("PostgreSQL", {"DATABASE_URL": database.url(database.create_database())}),
-            ("SQLite", {}),
-        ):
-            settings = config.load({"LOG_LEVEL": "WARNING", **url}, Path(folder))
-            app = create_app(settings)
-            schema.upgrade(app)
-            engine = app.extensions["emailsvc"].engine
-            rules = Rules(settings.from_domains, None)
-            mails = [parse_email(json.dumps(email(f"m-{n}")).encode(), rules) for n in range(1000)]
-            outbox.accept_many(engine, mails, settings)
-            notes, records = [], []
-            while isinstance(made := outbox.claim(engine, secrets.token_hex(16), settings), outbox.Claim):
-                for row in made.rows:
-                    began = time.perf_counter()
-                    assert outbox.renew(engine, made.token, row.id, settings.lease_seconds)
-                    noted = time.perf_counter()
-                    outbox.record(engine, row, made.token, Result(Outcome.SENT, "250 ok", 250), settings)
-                    notes.append(noted - began)
-                    records.append(time.perf_counter() - noted)
-            engine.dispose()
-            table[f"{name}: recording an outcome, median ms"] = round(statistics.median(records) * 1000, 2)
-            table[f"{name}: a note of its own, median ms"] = round(statistics.median(notes) * 1000, 2)
-    return table
-
-
 SCENARIOS: dict[str, Callable[[], Table]] = {
     "throughput": throughput,
     "priority": priority,
     "rate": rate,
     "outage": outage,
     "replay": replay,
-    "note": note,
 }
 
 
