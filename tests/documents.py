@@ -27,8 +27,7 @@ def settings() -> str:
 
 
 def routes() -> str:
-    shown = {"sender": "client"}
-    rows = [(f"`{one.method} {_path(one.path)}`", shown.get(one.access, one.access), one.summary) for one in ROUTES]
+    rows = [(f"`{one.method} {_path(one.path)}`", one.access, one.summary) for one in ROUTES]
     return _table(("route", "for", ""), rows)
 
 

@@ -70,7 +70,7 @@ class EmailPayload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     subject: Annotated[str, _text(998, addresses.ONE_LINE)]
     body: Content
     html: Content | None = None
-    sender: Address | None = msgspec.field(name="from", default=None)
+    from_address: Address | None = msgspec.field(name="from", default=None)
     reply_to: Address | None = None
     headers: Headers | None = None
     attachments: Annotated[list[Attachment], Meta(max_length=MAX_ATTACHMENTS)] | None = None
@@ -99,7 +99,7 @@ class NewEmail(msgspec.Struct, frozen=True):
     subject: str
     body: str
     html: str | None
-    sender: str | None
+    from_address: str | None
     reply_to: str | None
     headers: dict[str, str]
     attachments: tuple[Attachment, ...]
@@ -138,7 +138,7 @@ def parse_email(raw: bytes, rules: Rules) -> NewEmail:
         payload.subject,
         payload.body,
         payload.html,
-        payload.sender,
+        payload.from_address,
         payload.reply_to,
         payload.headers or {},
         tuple(payload.attachments or ()),
@@ -203,8 +203,8 @@ def _check(payload: EmailPayload, rules: Rules) -> None:
     addresses.no_nul(payload.body, "body")
     if payload.html is not None:
         addresses.no_nul(payload.html, "html")
-    if payload.sender is not None:
-        addresses.address_in(payload.sender, rules.from_domains, "from")
+    if payload.from_address is not None:
+        addresses.address_in(payload.from_address, rules.from_domains, "from")
     if payload.reply_to is not None:
         addresses.address(payload.reply_to, "reply_to")
     if payload.headers:
@@ -245,8 +245,8 @@ def fingerprint(payload: EmailPayload) -> str:
     content: dict[str, Any] = {"user": payload.user, "subject": payload.subject, "body": payload.body}
     if payload.html is not None:
         content["html"] = payload.html
-    if payload.sender is not None:
-        content["from"] = payload.sender
+    if payload.from_address is not None:
+        content["from"] = payload.from_address
     if payload.reply_to is not None:
         content["reply_to"] = payload.reply_to
     if payload.headers:

@@ -47,7 +47,7 @@ class Accepted:
 
 
 def _row(email: NewEmail, config: Config) -> dict[str, Any]:
-    other = {"from": email.sender, "reply_to": email.reply_to, "headers": dict(email.headers)}
+    other = {"from": email.from_address, "reply_to": email.reply_to, "headers": dict(email.headers)}
     domain = config.mail_from.rpartition("@")[2]
     domain = addresses.to_ascii(domain) or domain
     return {

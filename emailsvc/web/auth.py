@@ -52,7 +52,7 @@ def is_operator() -> bool:
     return _not_operator() is None
 
 
-def require_sender() -> None:
+def require_client() -> None:
     """A token, or a signature over the body; on an unconfigured laptop, this machine."""
     config = service().config
     scheme, given = _credentials()

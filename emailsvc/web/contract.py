@@ -15,7 +15,7 @@ from emailsvc.reports.answers import DeadLetterId
 from emailsvc.web import auth
 from emailsvc.web.reading import answer, json_as, optional_json_as, query_as
 
-Access = Literal["sender", "operator", "anyone"]
+Access = Literal["client", "operator", "anyone"]
 Codes = Mapping[int, tuple[str, ...]]  # problem codes by status
 View = TypeVar("View", bound=Callable[..., msgspec.Struct | Response])
 
@@ -25,7 +25,7 @@ TEXT = "text/plain"
 _EVERYWHERE: Codes = {500: ("internal_error",)}
 _CLOSED = ("not_configured", "bad_host")
 _BY_ACCESS: Mapping[Access, Codes] = {
-    "sender": {
+    "client": {
         401: ("unsigned", "bad_timestamp", "stale_timestamp", "bad_signature", "token_required", "bad_token"),
         403: (*_CLOSED, "cross_site"),
         503: ("database_unavailable",),
@@ -41,7 +41,7 @@ _READS_JSON: Codes = {400: INVALID, 413: ("too_large",), 415: ("not_json",)}
 NOT_FOUND: Codes = {404: ("not_found",)}
 PATH_PARAMETERS: Mapping[str, Any] = {"email_id": EmailId, "dead_letter_id": DeadLetterId}
 _GUARDS: Mapping[Access, Callable[[], None]] = {
-    "sender": auth.require_sender,
+    "client": auth.require_client,
     "operator": auth.require_operator,
     "anyone": lambda: None,
 }

@@ -24,7 +24,7 @@ Json = dict[str, Any]
 _REF = "#/components/schemas/{name}"
 
 _SECURITY: Json = {
-    "sender": [{"token": []}, {"signature": []}],
+    "client": [{"token": []}, {"signature": []}],
     "operator": [{"token": []}, {"page": []}],
     "anyone": [],
 }

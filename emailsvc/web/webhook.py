@@ -25,7 +25,7 @@ MISMATCH = "This email_id was accepted before with other content; the first one 
 
 
 @blueprint.declare(
-    "POST", "/webhook/email", "sender", "Send one e-mail, once",
+    "POST", "/webhook/email", "client", "Send one e-mail, once",
     answers={202: AcceptedAnswer, 200: DuplicateAnswer}, codes={422: ("payload_mismatch",)}, body=EmailPayload,
 )  # fmt: skip
 def email() -> Response:
@@ -42,7 +42,7 @@ def email() -> Response:
 
 
 @blueprint.declare(
-    "POST", "/webhook/email/batch", "sender", "Send up to 1,000 e-mails, each once, with one result for each",
+    "POST", "/webhook/email/batch", "client", "Send up to 1,000 e-mails, each once, with one result for each",
     body=BatchPayload,
 )  # fmt: skip
 def batch() -> BatchAnswer:

@@ -79,7 +79,7 @@ def make_email(number: int, kind: str = "plain", on_uncertain: str = "hold", pri
     later, soon = utcnow() + timedelta(hours=1), utcnow() + timedelta(minutes=30)
     return NewEmail(
         email_id=IDS[number % len(IDS)], user=f"user{number % len(IDS)}@domain{number % 3}.example", subject="Hello",
-        body="another" if kind == "mismatch" else "text", html=None, sender=None, reply_to=None, headers={},
+        body="another" if kind == "mismatch" else "text", html=None, from_address=None, reply_to=None, headers={},
         attachments=(Attachment("a.txt", "text/plain", b"a"),) if kind == "attachment" else (),
         send_at=later if kind == "later" else None, expires_at=soon if kind == "expiring" else None,
         priority=priority, on_uncertain=on_uncertain, fingerprint=("b" if kind == "mismatch" else "a") * 64,
@@ -98,7 +98,7 @@ class Machine(RuleBasedStateMachine):
         self.emails: dict[str, Any] = {}  # the rows after the last step, by email_id
         self.fingerprints: dict[str, str] = {}
         self.tally: Counter[str] = Counter()  # what /stats must say
-        self.replays: Counter[str] = Counter()  # of uncertain dead letters: the sender's choice; by Message-ID
+        self.replays: Counter[str] = Counter()  # of uncertain dead letters: the client's choice; by Message-ID
         self.declared: set[str] = set()
         self.cancelled: set[str] = set()
         self.erased: set[str] = set()

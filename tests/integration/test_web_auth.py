@@ -60,7 +60,7 @@ def signed(body: bytes, secret: str = SECRET) -> dict[str, str]:
     }
 
 
-SENDERS = [route for route in ROUTES if route.access == "sender"]
+CLIENTS = [route for route in ROUTES if route.access == "client"]
 OPERATORS = [route for route in ROUTES if route.access == "operator"]
 OPEN = [route for route in ROUTES if route.access == "anyone"]
 
@@ -175,7 +175,7 @@ def test_a_remembered_password_is_no_use_to_a_foreign_page(make_client: Make, ro
     assert call(make_client(api_tokens=TOKEN), route, headers=basic()) == 403
 
 
-@pytest.mark.parametrize("route", SENDERS, ids=name)
+@pytest.mark.parametrize("route", CLIENTS, ids=name)
 def test_webhooks_take_a_signature_or_a_token(make_client: Make, route: Route) -> None:
     body = json.dumps(payload() if route.path == "/webhook/email" else {"emails": [payload()]}).encode()
     client = make_client(api_tokens=TOKEN, webhook_secrets=f"{signing.make_secret()},{SECRET}")
