@@ -42,8 +42,12 @@ def wait_for(condition: Callable[[], T], deadline: float, what: str | Callable[[
 
 
 def free_port() -> int:
-    """Below the range from which the kernel takes ports for connections, so that none of them takes it meanwhile."""
-    for port in random.SystemRandom().sample(range(10_000, 32_000), 100):
+    """Below the range from which the kernel takes ports for connections, so that none of them takes it meanwhile.
+
+    Processes that test at the same time draw from ports of their own: it is free until its server binds it."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    for port in random.SystemRandom().sample(range(10_000 + worker, 32_000, workers), 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
