@@ -52,7 +52,7 @@ def verify(secrets: Iterable[str], header: Callable[[str], str | None], body: Ca
     """Accept if a signature fits a secret and the time is within five minutes of ``now`` (seconds since 1970).
 
     ``header`` finds a header by its name; values are as WSGI gives them (bytes read as Latin-1). ``body`` is called
-    once the headers are in order, so that a stranger's ten megabytes are not read for nothing.
+    once the headers are in order, so that a stranger's ten megabytes are not hashed for nothing.
     Raises ServiceError(401) and nothing else, whatever the headers hold, beside what ``body`` raises.
     """
     message_id, timestamp, signatures = _signed_headers(header)
