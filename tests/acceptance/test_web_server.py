@@ -154,10 +154,12 @@ def test_an_idle_connection_gives_way_to_a_new_one(small: Stack) -> None:
     for number in range(5):
         with connect(small, HEALTHZ) as new:
             assert answers(new, 1) == [200], number
-            assert is_closed(idle[0])
+    assert is_closed(idle[0])  # the connection that asked whether the web is up may have had to go before it
     assert not is_closed(idle[-1])
     idle[-1].sendall(HEALTHZ)
     assert answers(idle[-1], 1) == [200]
+    for one in idle:
+        one.close()
     for one in idle:
         one.close()
 

@@ -2,8 +2,8 @@
 
 In the suite a few dozen examples run, always the same. The long version draws new ones::
 
-    STATE_MACHINE_EXAMPLES=2000 pytest -n 0 -s tests/integration/test_state_machine.py -k "in_any_order and sqlite"
-    STATE_MACHINE_EXAMPLES=500 pytest -n 0 -s tests/integration/test_state_machine.py -k "in_any_order and postgresql"
+    STATE_MACHINE_EXAMPLES=2000 pytest -s tests/integration/test_state_machine.py -k "in_any_order and sqlite"
+    STATE_MACHINE_EXAMPLES=500 pytest -s tests/integration/test_state_machine.py -k "in_any_order and postgresql"
 """
 
 from __future__ import annotations
