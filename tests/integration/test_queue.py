@@ -38,7 +38,7 @@ class Bench:
         )
         self.due: float | None = None  # what a look at the table tells
         self.looks: list[float] = []
-        self.queue.lookout = Lookout(self._look)
+        self.queue.lookout = Lookout(self._look, None if environ else lambda: self.due is not None)
         self.consumer: GracefulConsumer | None = None
 
     def _run(self) -> None:
@@ -395,9 +395,10 @@ def test_a_webhook_is_heard_at_once_without_redis_too(bench: Bench) -> None:
     bench.queue.wake()
     bench.wait_for_runs(1)
     began = time.monotonic()
+    bench.due = 0.0  # it was written to the table before somebody rang
     bench.queue.wake()
     bench.wait_for_runs(2)
-    assert bench.runs[1] - began < 1.5
+    assert bench.runs[1] - began < 1
 
 
 def test_the_task_in_hand_is_finished_before_the_consumer_stops(make_bench: Callable[..., Bench]) -> None:
