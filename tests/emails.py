@@ -12,7 +12,7 @@ from sqlalchemy import Engine, select, update
 from emailsvc import outbox
 from emailsvc.db.models import Email, Switch
 from emailsvc.intake.payload import NewEmail, Rules, parse_email
-from emailsvc.mail.outcome import Outcome, Result
+from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import Claim
 from emailsvc.settings.config import Config
 

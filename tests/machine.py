@@ -31,7 +31,7 @@ from emailsvc.delivery import drain as delivery
 from emailsvc.delivery import lines
 from emailsvc.delivery.drain import Drain
 from emailsvc.delivery.notes import Note, Noted
-from emailsvc.mail import Mail, Outcome, Result
+from emailsvc.mail import Message, Outcome, Result
 from emailsvc.outbox import InDoubt, refusals, switch
 from emailsvc.settings.config import Config
 
@@ -139,7 +139,7 @@ class Actor:
         self.stopping = threading.Event()
         self.memo, self.in_doubt = Memo(), InDoubt()
         self.tokens: set[str] = set()
-        self.mail: Mail | None = None
+        self.mail: Message | None = None
         self.dot: Dot | None = None
         self._job: Callable[[], object] | None = None
         self._order: Any = None
@@ -248,7 +248,7 @@ class Actor:
     # The transport of a worker.
 
     def send(
-        self, mail: Mail, *, deadline: float, reply_timeout: float, passing_dot: Callable[[], None] = lambda: None
+        self, mail: Message, *, deadline: float, reply_timeout: float, passing_dot: Callable[[], None] = lambda: None
     ) -> Result:
         if self.stopping.is_set():
             return Result(Outcome.CUT, "shutting down")
@@ -285,7 +285,7 @@ class World:
         self.server = Server()
         self.left_behind: list[Noted] = []
         self.awake: Actor | None = None
-        self.begins: Callable[[Mail], None] = lambda mail: None
+        self.begins: Callable[[Message], None] = lambda mail: None
         self.low_first = False
         self.seen: Counter[str] = Counter()
         self.commits = 0

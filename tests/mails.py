@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from emailsvc.clock import monotonic
-from emailsvc.mail import Mail, Result
+from emailsvc.mail import Message, Result
 from emailsvc.mail.transport import Transport
 from emailsvc.settings.parsers import SmtpServer
 from tests.smtpd import Smtpd
@@ -22,7 +22,7 @@ from tests.smtpd import Smtpd
 _numbers = itertools.count(1)
 
 
-def a_mail(**changes: Any) -> Mail:
+def a_mail(**changes: Any) -> Message:
     """A mail with an id and a Message-ID of its own."""
     number = next(_numbers)
     given: dict[str, Any] = {
@@ -34,12 +34,12 @@ def a_mail(**changes: Any) -> Mail:
         "body": "Thank you.\n",
         "date": datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC),
     }
-    return Mail(**(given | changes))
+    return Message(**(given | changes))
 
 
 def send(
     transport: Transport,
-    mail: Mail | None = None,
+    mail: Message | None = None,
     *,
     timeout: float = 10.0,
     reply_timeout: float = 10.0,

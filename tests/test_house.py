@@ -37,7 +37,7 @@ LAYERS = [
     {"delivery"},
     {"outbox", "reports"},
     {"mail"},
-    {"db", "log", "service"},
+    {"db", "log", "context"},
     {"settings"},
     {"intake", "watchdog"},
     {"errors", "clock", "vocabulary", "__main__"},
@@ -143,6 +143,12 @@ def test_no_package_exports_a_name_that_hides_one_of_its_modules() -> None:
         hidden = {other.stem for other in path.parent.iterdir()} - {"__init__"}
         names = [name.rpartition(".") for name in imports(path)]
         assert not [name for where, _, name in names if name in hidden and where != package], package
+
+
+def test_no_function_is_named_like_its_module() -> None:
+    """``from emailsvc.x import x`` would leave readers to guess which of the two it is."""
+    named = [(path.stem, node) for _, path in modules() for node in ast.parse(path.read_text()).body]
+    assert not [stem for stem, node in named if isinstance(node, ast.FunctionDef) and node.name == stem]
 
 
 def test_no_file_is_longer_than_300_lines() -> None:

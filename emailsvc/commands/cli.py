@@ -16,12 +16,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from emailsvc import outbox, reports
 from emailsvc.commands import diagnosis
-from emailsvc.commands.start import start
+from emailsvc.commands.start import run_everything
+from emailsvc.context import service
 from emailsvc.db import schema
 from emailsvc.errors import ConfigurationError, ServiceError, brief
 from emailsvc.intake import signing
 from emailsvc.intake.payload import Rules, parse_email
-from emailsvc.service import service
 from emailsvc.vocabulary import Reason
 
 DEAD_LETTER = click.IntRange(1, 2**63 - 1)
@@ -44,7 +44,7 @@ class Command(click.Command):
 
 
 def register(app: Flask) -> None:
-    for command in (start, stats, pause, resume, end_outage, check, send_test, erase, secret, dead_letters):
+    for command in (run_everything, stats, pause, resume, end_outage, check, send_test, erase, secret, dead_letters):
         app.cli.add_command(command)
 
 

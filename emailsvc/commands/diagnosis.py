@@ -18,11 +18,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from emailsvc import outbox, reports
 from emailsvc.clock import utcnow
+from emailsvc.context import Service
 from emailsvc.db import schema
 from emailsvc.db.connections import refused_by_pooler
 from emailsvc.errors import brief
 from emailsvc.mail import smtp
-from emailsvc.service import Service
 from emailsvc.settings.config import Config
 from emailsvc.vocabulary import DeliveryState
 from emailsvc.wakeups.locks import PREFIX

@@ -18,9 +18,9 @@ import click
 from flask import current_app
 from sqlalchemy.exc import SQLAlchemyError
 
+from emailsvc.context import service
 from emailsvc.db import schema
 from emailsvc.errors import brief
-from emailsvc.service import service
 from emailsvc.settings.config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -33,9 +33,9 @@ GUARD = 'while read -r word; do [ "$word" = done ] && exit; pids="$pids $word"; 
 Process = subprocess.Popen[bytes]
 
 
-@click.command()
+@click.command("start")
 @click.option("--port", type=click.IntRange(1, 65535), help="Listen here on 127.0.0.1, whatever PORT says.")
-def start(port: int | None) -> None:
+def run_everything(port: int | None) -> None:
     """Run everything on this machine until Ctrl-C."""
     own = service()
     try:

@@ -21,8 +21,7 @@ from emailsvc.clock import monotonic
 from emailsvc.delivery.lines import log_recorded
 from emailsvc.delivery.notes import Note, Unnoted
 from emailsvc.errors import brief
-from emailsvc.mail import Attachment, Mail
-from emailsvc.mail.outcome import Outcome, Result
+from emailsvc.mail import Attachment, Message, Outcome, Result
 from emailsvc.mail.transport import Transport
 from emailsvc.outbox import Claim, Claimed, Idle, InDoubt, Recorded
 from emailsvc.settings.config import Config
@@ -35,11 +34,11 @@ SLOW_SECONDS = 5.0
 """After a conversation that took longer, the untouched rest of the batch is released for others."""
 
 BYTES_PER_SECOND = 64 * 1024
-"""What a mail server is expected to take at least; a large mail gets that much more time."""
+"""What a mail server is expected to take at least; a large e-mail gets that much more time."""
 
 READ_SECONDS = 2.0
-"""What the lease must cover beside the conversation when content is read first. Were it nothing, a mail that only just
-fits would be read and given back again and again.
+"""What the lease must cover beside the conversation when content is read first. Were it nothing, an e-mail that only
+just fits would be read and given back again and again.
 """
 
 LOW_FIRST_EVERY = 10
@@ -146,8 +145,8 @@ class _Batch:
         return True
 
     def _has_time(self, row: Claimed) -> bool:
-        """Does the lease cover this conversation? If not, the first mail of a claim gets a lease of its own: it is too
-        large for any, or the claim itself took too long. A later one goes back, with those behind it.
+        """Does the lease cover this conversation? If not, the first e-mail of a claim gets a lease of its own: it is
+        too large for any, or the claim itself took too long. A later one goes back, with those behind it.
         """
         needed = self._timeout(row) + self.config.smtp_reply_timeout_seconds
         if row.attachment_count or row.content is None:
@@ -192,8 +191,8 @@ class _Batch:
 
     def _converse(self, row: Claimed) -> Result:
         try:
-            mail = self._mail(row)
-        except Exception as exc:  # noqa: BLE001 - any exception before the dot is this mail's own
+            message = self._message(row)
+        except Exception as exc:  # noqa: BLE001 - any exception before the dot is this e-mail's own
             return Result(Outcome.REJECTED, f"cannot be built: {type(exc).__name__}: {exc}")
         if not self._may_start():  # asked last: a renewal or the content may have waited for the database
             return Result(Outcome.CUT, "delivery was paused or interrupted; no conversation was begun")
@@ -204,7 +203,7 @@ class _Batch:
         self.drain.note.begins(row.id)
         try:
             return self.drain.transport.send(
-                mail,
+                message,
                 deadline=deadline,
                 reply_timeout=self.config.smtp_reply_timeout_seconds,
                 passing_dot=self.drain.note.passes_dot,
@@ -213,7 +212,7 @@ class _Batch:
             log.exception("transport_raised", extra={"fields": {"email_id": row.email_id}})
             return Result(Outcome.UNCERTAIN, f"the transport failed: {type(exc).__name__}: {exc}")
 
-    def _mail(self, row: Claimed) -> Mail:
+    def _message(self, row: Claimed) -> Message:
         attachments: Sequence[Attachment] = ()
         read = lambda: outbox.content(self.drain.engine, row.id)  # noqa: E731
         content = row.content or self.drain.persist(read, "read content")
@@ -223,7 +222,7 @@ class _Batch:
             if len(attachments) != row.attachment_count:  # scrubbed since: the row is no longer ours
                 raise LookupError("its attachments are gone")
         other = content.other
-        return Mail(
+        return Message(
             email_id=row.email_id,
             message_id=row.message_id,
             from_address=other.get("from") or self.config.mail_from,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from emailsvc.log import mask, without_addresses
-from emailsvc.mail.outcome import Result
+from emailsvc.mail import Result
 from emailsvc.outbox import Claimed, Recorded
 from emailsvc.vocabulary import Status
 

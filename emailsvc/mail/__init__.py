@@ -1,4 +1,4 @@
-"""One e-mail, and what became of it."""
+"""One message, and what one conversation with the mail server came to (the table of this folder's README)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from emailsvc.mail.outcome import Outcome, Result
+from emailsvc.intake.payload import Attachment as Attachment
+from emailsvc.vocabulary import Outcome as Outcome
 
 
 @dataclass(frozen=True, slots=True)
-class Attachment:
-    filename: str
-    content_type: str
-    content: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Mail:
+class Message:
     """What goes on the wire: one recipient, on purpose (a partly refused message has no honest status)."""
 
     email_id: str
@@ -33,4 +27,10 @@ class Mail:
     attachments: Sequence[Attachment] = ()
 
 
-__all__ = ["Attachment", "Mail", "Outcome", "Result"]
+@dataclass(frozen=True, slots=True)
+class Result:
+    outcome: Outcome
+    text: str
+    code: int | None = None
+    enhanced: str | None = None  # RFC 3463, e.g. "4.7.1"
+    command: str | None = None  # the one that was answered so: MAIL, RCPT, DATA or "." for the final dot

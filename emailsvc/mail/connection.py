@@ -65,7 +65,7 @@ def default_context() -> ssl.SSLContext:
 
 @cache
 def own_name() -> str:
-    """What we call ourselves in EHLO. Never looked up, which could take as long as the mail itself."""
+    """What we call ourselves in EHLO. Never looked up, which could take as long as the conversation itself."""
     name = socket.gethostname()
     return name if _host_name(name) else "[127.0.0.1]"
 
@@ -79,10 +79,10 @@ class Connection(smtplib.SMTP):
         self._context = context
         self._step = "connecting"
         self._last: Reply | None = None
-        self.mails = 0  # handed over, whatever became of them
+        self.conversations = 0  # begun, whatever became of them
 
     def open(self) -> Reply:
-        """The server's greeting, after everything that must precede a mail. Raises ConnectFailed, closed already."""
+        """The server's greeting, after everything that must precede a message. Raises ConnectFailed, closed already."""
         try:
             return self._open()
         except Exception as exc:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from emailsvc.clock import utcnow
-from emailsvc.mail import Mail, Outcome, Result
+from emailsvc.mail import Message, Outcome, Result
 from emailsvc.mail.line import LineCut
 from emailsvc.mail.message import Letter
 from emailsvc.mail.transport import Transport
@@ -26,7 +26,7 @@ class FileTransport(Transport):
 
     def _hand_over(self, letter: Letter, pass_dot: Callable[[], None]) -> Result:
         self._step = "writing the file"
-        name = _file_name(letter.mail, utcnow())
+        name = _file_name(letter.message, utcnow())
         temporary = self._folder / f".{name}.part"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ class FileTransport(Transport):
             temporary.rename(self._folder / name)
         except LineCut:
             raise
-        except OSError as exc:  # disk full, no permission, no folder: nothing about this mail, and nothing was written
+        except OSError as exc:  # disk full, no permission: not about this message, and nothing was written
             return Result(Outcome.OUTAGE, f"cannot write to {self._folder}: {exc.strerror or type(exc).__name__}")
         finally:
             with contextlib.suppress(OSError):
@@ -47,9 +47,9 @@ class FileTransport(Transport):
         return Result(Outcome.SENT, f"written to {name}")
 
 
-def _file_name(mail: Mail, now: datetime) -> str:
+def _file_name(message: Message, now: datetime) -> str:
     """Sorted by time, recognisable, and never used twice: a second copy must be seen, not overwrite the first."""
-    recognisable = re.sub(r"[^A-Za-z0-9._-]+", "_", mail.email_id)[:80].strip(".") or "mail"
+    recognisable = re.sub(r"[^A-Za-z0-9._-]+", "_", message.email_id)[:80].strip(".") or "mail"
     return f"{now:%Y%m%dT%H%M%S.%f}-{recognisable}-{secrets.token_hex(4)}.eml"
 
 

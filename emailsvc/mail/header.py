@@ -23,7 +23,7 @@ _simple_filename = re.compile(r"(?! )[A-Za-z0-9 _.+()@,#&~-]{1,100}(?<! )").full
 
 
 class Unbuildable(ValueError):
-    """This mail cannot be put on the wire as it is; the text says why. Nothing is ever altered to make it fit."""
+    """This message cannot be put on the wire as it is; the text says why. Nothing is ever altered to make it fit."""
 
 
 def field(name: str, text: str) -> str:

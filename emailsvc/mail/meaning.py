@@ -1,4 +1,4 @@
-"""What a reply, or the lack of one, means for a mail: the table of this folder's README, as pure functions.
+"""What a reply, or the lack of one, means for an e-mail: the table of this folder's README, as pure functions.
 
 The one question behind all of it: may the server have taken the message? Before the final dot the answer is no.
 """
@@ -15,7 +15,7 @@ BAD_CONNECTION = ("4.4.2", "5.4.2")  # RFC 3463 §3.5: what some servers say whe
 
 
 class Stale(Exception):
-    """A kept connection failed at its first command: the server had ended it, which says nothing about the mail."""
+    """A kept connection failed at its first command: the server had ended it, which says nothing about the e-mail."""
 
 
 class Refused(Exception):
@@ -55,7 +55,7 @@ def _of_refusal(refused: Refused) -> Result:
     reply = refused.reply
     if reply.code in ACCOUNT or (reply.code == CLOSING and refused.command == "MAIL"):
         return _result(Outcome.OUTAGE, str(refused), reply, refused.command)
-    # Before the dot a reply that makes no sense is no verdict on the mail: try again later.
+    # Before the dot a reply that makes no sense is no verdict on the e-mail: try again later.
     outcome = Outcome.REJECTED if reply.kind == 5 else Outcome.DEFERRED
     return _result(outcome, str(refused), reply, refused.command)
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from emailsvc.mail import Mail, Outcome, Result
+from emailsvc.mail import Message, Outcome, Result
 from emailsvc.mail.message import Letter
 from emailsvc.mail.transport import Transport
 
-Answer = Result | Callable[[Mail], Result]
+Answer = Result | Callable[[Message], Result]
 
 
 class MemoryTransport(Transport):
-    """Answers ``sent`` unless told otherwise: ``answers`` are used up one a mail, ``always`` applies after them.
+    """Answers ``sent`` unless told otherwise: ``answers`` are used up one a message, ``always`` applies after them.
 
     ``delivered`` is what the recipient got, ``messages`` the same as bytes. An uncertain answer delivers, too, unless
-    ``lose_uncertain``: not to know is the point of it. ``attempts`` is every mail that a conversation was begun for.
+    ``lose_uncertain``: not to know is the point of it. ``attempts`` is every message that a conversation was begun for.
     """
 
     def __init__(
@@ -30,18 +30,18 @@ class MemoryTransport(Transport):
         super().__init__(idempotency_header=idempotency_header)
         self.answers = deque(answers)
         self.always = always
-        self.attempts: list[Mail] = []
-        self.delivered: list[Mail] = []
+        self.attempts: list[Message] = []
+        self.delivered: list[Message] = []
         self.messages: list[bytes] = []
         self._kept = {Outcome.SENT} if lose_uncertain else {Outcome.SENT, Outcome.UNCERTAIN}
 
     def _hand_over(self, letter: Letter, pass_dot: Callable[[], None]) -> Result:
         self._step = "the message"
-        self.attempts.append(letter.mail)
+        self.attempts.append(letter.message)
         pass_dot()
         answer = self.answers.popleft() if self.answers else self.always
-        result = answer if isinstance(answer, Result) else answer(letter.mail)
+        result = answer if isinstance(answer, Result) else answer(letter.message)
         if result.outcome in self._kept:
-            self.delivered.append(letter.mail)
+            self.delivered.append(letter.message)
             self.messages.append(letter.data)
         return result

@@ -1,8 +1,8 @@
-"""A mail as the bytes that follow DATA (RFC 5322, MIME), all but the dot-stuffing. Nothing but ASCII unless SMTPUTF8.
+"""A message as the bytes that follow DATA (RFC 5322, MIME), before dot-stuffing. Nothing but ASCII unless SMTPUTF8.
 
 Assembled by hand: EmailMessage takes ten times as long, and both it and the older classes have let header texts through
 that a reader decodes to something else. Every line ends with CRLF; whatever could be misread on its way is encoded.
-The same mail gives the same bytes: a provider that de-duplicates by a key may compare the content, too.
+The same message gives the same bytes: a provider that de-duplicates by a key may compare the content, too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from email.utils import format_datetime
 
-from emailsvc.mail import Attachment, Mail
+from emailsvc.mail import Attachment, Message
 from emailsvc.mail.header import (
     MAX_WORD,
     Unbuildable,
@@ -32,49 +32,49 @@ BASE64_BLOCK = 57 * 1024  # whole lines of 76 characters
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A mail ready to go: its envelope, and the bytes that follow DATA."""
+    """A message ready to go: its envelope, and the bytes that follow DATA."""
 
-    mail: Mail
+    message: Message
     from_address: str
     recipient: str
     data: bytes
     international: bool  # raw UTF-8 in an address, which needs a server with SMTPUTF8 (RFC 6531)
 
 
-def build(mail: Mail, idempotency_header: str | None = None) -> Letter:
+def build(message: Message, idempotency_header: str | None = None) -> Letter:
     """Raises Unbuildable for what cannot be sent exactly as it is."""
-    from_address, recipient = envelope_address(mail.from_address), envelope_address(mail.recipient)
-    reply_to = None if mail.reply_to is None else envelope_address(mail.reply_to)
+    from_address, recipient = envelope_address(message.from_address), envelope_address(message.recipient)
+    reply_to = None if message.reply_to is None else envelope_address(message.reply_to)
     try:
-        head = "\r\n".join(_head(mail, from_address, recipient, reply_to, idempotency_header))
-        data = f"{head}\r\n".encode() + _content(mail)
+        head = "\r\n".join(_head(message, from_address, recipient, reply_to, idempotency_header))
+        data = f"{head}\r\n".encode() + _content(message)
     except UnicodeEncodeError as exc:
         raise Unbuildable(f"a text cannot be encoded: {exc.reason}") from exc
     if not data.count(b"\r\n") == data.count(b"\r") == data.count(b"\n"):
         # must not happen; would be SMTP smuggling (CVE-2023-51764) if it did
         raise Unbuildable("a line end is not CRLF")
-    return Letter(mail, from_address, recipient, data, not f"{from_address}{recipient}{reply_to}".isascii())
+    return Letter(message, from_address, recipient, data, not f"{from_address}{recipient}{reply_to}".isascii())
 
 
 def _head(
-    mail: Mail, from_address: str, recipient: str, reply_to: str | None, idempotency_header: str | None
+    message: Message, from_address: str, recipient: str, reply_to: str | None, idempotency_header: str | None
 ) -> list[str]:
-    if not _message_id(mail.message_id):
+    if not _message_id(message.message_id):
         raise Unbuildable("the Message-ID is not of the form <left@right>")
     lines = [
-        raw_field("Date", format_datetime(mail.date)),
-        raw_field("Message-ID", mail.message_id),
+        raw_field("Date", format_datetime(message.date)),
+        raw_field("Message-ID", message.message_id),
         raw_field("From", from_address),
         raw_field("To", recipient),
-        field("Subject", mail.subject),
+        field("Subject", message.subject),
         "Auto-Submitted: auto-generated",  # RFC 3834: robots do not answer
         "MIME-Version: 1.0",
     ]
     if reply_to is not None:
         lines.append(raw_field("Reply-To", reply_to))
     if idempotency_header:
-        lines.append(field(idempotency_header, mail.email_id))
-    lines += [field(name, value) for name, value in mail.headers.items()]
+        lines.append(field(idempotency_header, message.email_id))
+    lines += [field(name, value) for name, value in message.headers.items()]
     _no_field_twice(lines)
     return lines
 
@@ -89,13 +89,13 @@ def _no_field_twice(lines: list[str]) -> None:
         seen.add(name)
 
 
-def _content(mail: Mail) -> bytes:
+def _content(message: Message) -> bytes:
     """The part's own fields, an empty line, and its content; ends with CRLF."""
-    part = _text("plain", mail.body)
-    if mail.html is not None:
-        part = _multipart("alternative", [part, _text("html", mail.html)])
-    if mail.attachments:
-        part = _multipart("mixed", [part, *map(_attachment, mail.attachments)])
+    part = _text("plain", message.body)
+    if message.html is not None:
+        part = _multipart("alternative", [part, _text("html", message.html)])
+    if message.attachments:
+        part = _multipart("mixed", [part, *map(_attachment, message.attachments)])
     return part if part.endswith(b"\r\n") else part + b"\r\n"
 
 

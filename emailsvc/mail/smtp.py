@@ -59,10 +59,10 @@ class SmtpTransport(Transport):
             _quit(connection)
 
     def _prepare(self) -> None:
-        """Part with a connection that was idle for too long, or has taken many mails."""
+        """Part with a connection that was idle for too long, or has taken many messages."""
         if self._line.why():
             self._drop()
-        elif self._connection is not None and self._connection.mails >= EMAILS_PER_CONNECTION:
+        elif self._connection is not None and self._connection.conversations >= EMAILS_PER_CONNECTION:
             self.close()
 
     def _hand_over(self, letter: Letter, pass_dot: Callable[[], None]) -> Result:
@@ -106,7 +106,7 @@ class SmtpTransport(Transport):
     def _converse(self, connection: Connection, letter: Letter, pass_dot: Callable[[], None], *, kept: bool) -> Result:
         if letter.international and not connection.has_extn("smtputf8"):
             raise Unbuildable("an address has a non-ASCII local part, and the mail server does not offer SMTPUTF8")
-        connection.mails += 1
+        connection.conversations += 1
         self._ask(connection, letter, kept)
         self._step = "the message"
         connection.send(_leading_dot.sub(b"..", letter.data))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from emailsvc.clock import monotonic
-from emailsvc.mail import Mail, Outcome, Result
+from emailsvc.mail import Message, Outcome, Result
 from emailsvc.mail.line import Cut, Line, LineCut
 from emailsvc.mail.meaning import of_failure
 from emailsvc.mail.message import Letter, build
@@ -14,7 +14,7 @@ IDLE_SECONDS = 30.0  # for which a connection is kept
 
 
 class Transport:
-    """Takes one mail at a time, from one thread; only ``stop``, and after it ``close``, may be called by another."""
+    """Takes one message at a time, from one thread; only ``stop``, and after it ``close``, may be called by another."""
 
     def __init__(self, *, idempotency_header: str | None = None) -> None:
         self._idempotency_header = idempotency_header
@@ -22,7 +22,7 @@ class Transport:
         self._step = ""
 
     def send(
-        self, mail: Mail, *, deadline: float, reply_timeout: float, passing_dot: Callable[[], None] = lambda: None
+        self, message: Message, *, deadline: float, reply_timeout: float, passing_dot: Callable[[], None] = lambda: None
     ) -> Result:
         """Never raises: whatever happens is a Result, because only the transport knows on which side of the final dot
         it happened.
@@ -42,7 +42,7 @@ class Transport:
 
         self._step = "building the message"
         try:
-            return self._hand_over(build(mail, self._idempotency_header), pass_dot)
+            return self._hand_over(build(message, self._idempotency_header), pass_dot)
         except Exception as exc:  # noqa: BLE001 - each failure has a meaning, which only this side of the dot knows
             return of_failure(exc, self._line.why(), self._step, after_dot=self._line.after_dot)
         finally:

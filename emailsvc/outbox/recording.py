@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, func, select
 
 from emailsvc.db.models import Attempt, DeadLetter, Email
 from emailsvc.db.sqltime import db_now
-from emailsvc.mail.outcome import Outcome, Result
+from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import moves
 from emailsvc.outbox.claims import ANY_PRIORITY, PENDING, Claimed, InHand
 from emailsvc.outbox.moves import Held, Tried

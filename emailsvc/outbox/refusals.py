@@ -7,7 +7,7 @@ from sqlalchemy.orm import aliased
 
 from emailsvc.db.models import Attempt, Email, Switch, has_status
 from emailsvc.db.sqltime import db_in
-from emailsvc.mail.outcome import Result
+from emailsvc.mail import Result
 from emailsvc.vocabulary import Status
 
 REFUSALS_IN_A_ROW = 20

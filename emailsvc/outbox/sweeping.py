@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from emailsvc.db.models import Attempt, Email, Switch, has_status
 from emailsvc.db.sqltime import db_in, db_now
 from emailsvc.errors import brief
-from emailsvc.mail.outcome import Outcome, Result
+from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import moves
 from emailsvc.outbox.claims import ANY_PRIORITY, PENDING, SENDING, InHand
 from emailsvc.outbox.counters import Kind, add_to_counter

@@ -18,12 +18,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from emailsvc import outbox, reports
 from emailsvc.clock import monotonic
+from emailsvc.context import Service
 from emailsvc.delivery.drain import DATABASE_AWAY, Drain
 from emailsvc.delivery.notes import Note, Notebook, Unnoted, forget, left_behind
 from emailsvc.errors import brief
 from emailsvc.mail.transport import Transport
 from emailsvc.outbox import InDoubt, Swept
-from emailsvc.service import Service
 from emailsvc.settings.config import Config
 from emailsvc.wakeups.locks import Locks
 from emailsvc.wakeups.lookout import Lookout, WrittenTo

@@ -18,9 +18,9 @@ from ipaddress import ip_address
 from flask import request
 
 from emailsvc import clock
+from emailsvc.context import service
 from emailsvc.errors import ServiceError
 from emailsvc.intake import signing
-from emailsvc.service import service
 from emailsvc.web.reading import body
 
 log = logging.getLogger("emailsvc.web")

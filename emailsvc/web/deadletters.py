@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 from emailsvc import outbox, reports
+from emailsvc.context import service
 from emailsvc.intake.payload import in_utc
 from emailsvc.reports.answers import DeadLetterPage
-from emailsvc.service import service
 from emailsvc.vocabulary import Resolution
 from emailsvc.web.answers import DeadLetterQuery, ReplayAnswer, ReplayRequest, ResolvedAnswer
 from emailsvc.web.contract import NOT_FOUND, Codes, Routes

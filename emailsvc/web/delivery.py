@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 from emailsvc import outbox, reports
+from emailsvc.context import service
 from emailsvc.intake import addresses
 from emailsvc.reports.answers import Delivery
-from emailsvc.service import service
 from emailsvc.web.answers import PauseRequest
 from emailsvc.web.contract import Routes
 

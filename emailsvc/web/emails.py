@@ -7,9 +7,9 @@ import logging
 from flask import Response
 
 from emailsvc import outbox, reports
+from emailsvc.context import service
 from emailsvc.intake import addresses
 from emailsvc.reports.answers import EmailAnswer, LookupAnswer
-from emailsvc.service import service
 from emailsvc.web.answers import CancelAnswer, LookupRequest
 from emailsvc.web.contract import NOT_FOUND, Routes
 

@@ -12,8 +12,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from emailsvc import reports
+from emailsvc.context import service
 from emailsvc.reports.answers import Stats
-from emailsvc.service import service
 from emailsvc.vocabulary import DeliveryState
 from emailsvc.web import auth
 from emailsvc.web.answers import Health, Ready

@@ -10,9 +10,9 @@ import msgspec
 from flask import Response, current_app
 from werkzeug.http import HTTP_STATUS_CODES
 
+from emailsvc.context import service
 from emailsvc.intake import addresses
 from emailsvc.intake.payload import Rules
-from emailsvc.service import service
 from emailsvc.web.answers import Problem
 from emailsvc.web.contract import PATH_PARAMETERS, Route, Routes, routes_of
 from emailsvc.web.problems import MEDIA_TYPE
@@ -50,7 +50,7 @@ _INTRODUCTION = (
 
 
 @blueprint.declare("GET", "/openapi.json", "anyone", "This document", answers={200: "application/json"})
-def openapi() -> Response:
+def published() -> Response:
     config = service().config
     return answer(document(Rules(config.from_domains, config.idempotency_header), routes_of(current_app)))
 

@@ -8,8 +8,8 @@ from flask import Response, render_template_string, request
 from msgspec.structs import asdict
 
 from emailsvc import reports
+from emailsvc.context import service
 from emailsvc.reports.answers import Stats
-from emailsvc.service import service
 from emailsvc.web.contract import Routes
 from emailsvc.web.page import PAGE
 from emailsvc.web.reading import answer
@@ -22,7 +22,7 @@ LETTERS_SHOWN = 50
 @blueprint.declare(
     "GET", "/stats", "operator", "The totals, and the state of delivery", answers={200: (Stats, "text/html")}
 )
-def stats() -> Response:
+def totals() -> Response:
     current = reports.stats(service().engine)
     wants_page = request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"
     response = _page(current) if wants_page else answer(current)

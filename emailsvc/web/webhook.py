@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from flask import Response
 
 from emailsvc import clock, outbox
+from emailsvc.context import service
 from emailsvc.errors import InvalidPayload, ServiceError
 from emailsvc.intake.payload import BatchPayload, EmailPayload, Rules, parse_batch, parse_email
-from emailsvc.service import service
 from emailsvc.settings.config import Config
 from emailsvc.vocabulary import Status
 from emailsvc.web.answers import AcceptedAnswer, BatchAnswer, BatchResult, DuplicateAnswer

@@ -22,9 +22,8 @@ from emailsvc.db.models import Email
 from emailsvc.db.promptness import DATABASE_SECONDS, promptly
 from emailsvc.db.sqltime import db_in
 from emailsvc.delivery.drain import Drain
-from emailsvc.mail import Mail
+from emailsvc.mail import Message, Result
 from emailsvc.mail.memory import MemoryTransport
-from emailsvc.mail.outcome import Result
 from emailsvc.outbox import InDoubt
 from emailsvc.settings import config as configuration
 from emailsvc.settings.config import Config
@@ -94,7 +93,7 @@ def test_an_outcome_in_hand_is_recorded_when_it_is_back(
 ) -> None:
     """The server took the mail, then the database died; the worker starts nothing more, and forgets nothing."""
 
-    def die(_mail: Mail) -> Result:
+    def die(_mail: Message) -> Result:
         own_postgresql.kill9()
         threading.Timer(1.0, own_postgresql.start).start()
         return SENT
@@ -121,7 +120,7 @@ def test_a_killed_connection_leads_to_neither_a_second_mail_nor_a_lost_one(
     killer = threading.Thread(target=kill)
     killer.start()
 
-    def slowly(_mail: Mail) -> Result:
+    def slowly(_mail: Message) -> Result:
         stop.wait(0.05)  # long enough that kills fall into conversations, too
         return SENT
 

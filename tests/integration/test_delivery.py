@@ -24,10 +24,9 @@ from emailsvc.db.models import Attempt, Base, DeadLetter, Email, Switch
 from emailsvc.db.sqltime import db_in
 from emailsvc.delivery import drain as delivery
 from emailsvc.delivery.drain import Drain
-from emailsvc.mail import Mail
+from emailsvc.mail import Message, Outcome, Result
 from emailsvc.mail.files import FileTransport
 from emailsvc.mail.memory import MemoryTransport
-from emailsvc.mail.outcome import Outcome, Result
 from emailsvc.settings import config as configuration
 from emailsvc.settings.config import Config
 from emailsvc.wakeups import queue, tasks
@@ -327,7 +326,7 @@ def test_a_row_whose_stored_content_is_nonsense_is_its_own_dead_letter(bench: Be
 def test_a_transport_that_raises_leaves_an_uncertain_mail(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = bench.transport.send
 
-    def explode(mail: Mail, **given: Any) -> Result:
+    def explode(mail: Message, **given: Any) -> Result:
         if mail.email_id == "a":
             raise RuntimeError("a bug")
         return honest(mail, **given)
@@ -342,7 +341,7 @@ def test_a_transport_that_raises_leaves_an_uncertain_mail(bench: Bench, monkeypa
 def test_the_dot_has_a_deadline_that_its_lease_covers(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     honest, began, given = bench.transport.send, monotonic(), []
 
-    def look(mail: Mail, *, deadline: float, reply_timeout: float, passing_dot: Callable[[], None]) -> Result:
+    def look(mail: Message, *, deadline: float, reply_timeout: float, passing_dot: Callable[[], None]) -> Result:
         given.append((deadline, reply_timeout))
         return honest(mail, deadline=deadline, reply_timeout=reply_timeout, passing_dot=passing_dot)
 
@@ -357,7 +356,7 @@ def test_the_dot_has_a_deadline_that_its_lease_covers(bench: Bench, monkeypatch:
 
 
 def test_a_pause_in_the_middle_of_a_batch_releases_the_rest(bench: Bench) -> None:
-    def pause(_mail: Mail) -> Result:
+    def pause(_mail: Message) -> Result:
         outbox.pause(bench.engine, "an operator")
         return SENT
 
@@ -387,7 +386,7 @@ def test_a_pause_is_seen_before_a_conversation_that_was_waited_for(
 
 
 def test_a_shutdown_releases_the_rest_and_burns_no_attempt(bench: Bench) -> None:
-    def stop(_mail: Mail) -> Result:
+    def stop(_mail: Message) -> Result:
         bench.stopping.set()
         return Result(Outcome.CUT, "shutting down")
 
@@ -408,7 +407,7 @@ def test_an_outage_stops_the_batch_and_the_drain_comes_back_for_the_probe(bench:
 
 
 def test_a_deadline_that_passes_in_hand_starts_no_conversation(bench: Bench, leap: Callable[[float], None]) -> None:
-    def slow(_mail: Mail) -> Result:
+    def slow(_mail: Message) -> Result:
         leap(4)
         return SENT
 
@@ -420,7 +419,7 @@ def test_a_deadline_that_passes_in_hand_starts_no_conversation(bench: Bench, lea
 
 
 def test_after_a_slow_conversation_the_rest_is_for_others(bench: Bench, leap: Callable[[float], None]) -> None:
-    def slow(_mail: Mail) -> Result:
+    def slow(_mail: Message) -> Result:
         leap(6)
         statuses.extend(row(bench.engine, i).status for i in "ab")
         return SENT
@@ -453,7 +452,7 @@ def test_a_conversation_starts_only_if_the_lease_covers_it(
     bench = Bench(engine, make_config(lease_seconds=100))
     accept(engine, bench.config, "a", "b")
 
-    def slow(_mail: Mail) -> Result:
+    def slow(_mail: Message) -> Result:
         leap(11)  # 30 + 60 s for a conversation do not fit into what is left of 100
         bench.stopping.set()
         return SENT
@@ -482,7 +481,7 @@ def test_the_first_mail_of_a_claim_that_took_too_long_gets_a_lease_of_its_own(
     monkeypatch.setattr(outbox, "claim", slow_claim)
     seen: list[tuple[str, float]] = []
 
-    def look(_mail: Mail) -> Result:
+    def look(_mail: Message) -> Result:
         lease = row(engine, "a").lease_expires_at - utcnow()
         seen.append((row(engine, "b").status, lease.total_seconds()))
         return SENT
@@ -502,7 +501,7 @@ def test_a_mail_too_large_for_a_lease_gets_its_own(engine: Engine, make_config: 
         connection.execute(update(Email).where(Email.email_id == "large").values(size=50_000_000))
     seen: list[tuple[str, str, float]] = []
 
-    def look(_mail: Mail) -> Result:
+    def look(_mail: Message) -> Result:
         large = row(engine, "large")
         seen.append((large.status, row(engine, "small").status, (large.lease_expires_at - utcnow()).total_seconds()))
         return SENT
@@ -516,7 +515,7 @@ def test_a_mail_too_large_for_a_lease_gets_its_own(engine: Engine, make_config: 
 def test_it_stops_when_the_row_is_no_longer_its_own(bench: Bench) -> None:
     """Stopped past its lease and continued: the late record changes nothing, and the worker starts nothing more."""
 
-    def overtaken(_mail: Mail) -> Result:
+    def overtaken(_mail: Message) -> Result:
         end_leases(bench.engine)
         outbox.sweep(bench.engine, bench.config)
         outbox.pause(bench.engine, "so that this drain does not claim the others again")
@@ -554,7 +553,7 @@ def _fail_commits(engine: Engine, times: int, *, before: bool) -> None:
 def test_an_outcome_in_hand_is_recorded_when_the_database_is_back(bench: Bench, result: Result, before: bool) -> None:
     """Nothing more is started until it is, and it is recorded once."""
 
-    def answer(mail: Mail) -> Result:
+    def answer(mail: Message) -> Result:
         _fail_commits(bench.engine, 2, before=before)
         return result
 
@@ -604,7 +603,7 @@ def test_a_rate_limit_is_smooth(engine: Engine, make_config: Callable[..., Confi
     outbox.accept_many(engine, [new_email(f"m-{n}") for n in range(75)], config)
     starts: list[float] = []
 
-    def note(_mail: Mail) -> Result:
+    def note(_mail: Message) -> Result:
         starts.append(monotonic())
         return SENT
 
@@ -725,7 +724,7 @@ def test_the_name_of_a_worker_keeps_the_end_of_a_long_host_name_and_fits_its_col
 def test_at_a_shutdown_what_was_not_begun_goes_back_while_a_reply_is_still_waited_for(bench: Bench) -> None:
     answered, begun = threading.Event(), threading.Event()
 
-    def wait_for_the_reply(_mail: Mail) -> Result:
+    def wait_for_the_reply(_mail: Message) -> Result:
         begun.set()
         answered.wait(20)
         return SENT

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from emailsvc.clock import monotonic
-from emailsvc.mail import Mail, Outcome, Result, files
+from emailsvc.mail import Message, Outcome, Result, files
 from emailsvc.mail.files import FileTransport
 from emailsvc.mail.memory import MemoryTransport
 from emailsvc.mail.smtp import SmtpTransport
@@ -234,6 +234,6 @@ def test_memory_answers_as_it_is_told() -> None:
 def test_memory_can_lose_what_it_is_uncertain_of() -> None:
     unknown = Result(Outcome.UNCERTAIN, "no reply")
     transport = MemoryTransport(always=unknown, lose_uncertain=True)
-    mail: Mail = a_mail()
+    mail: Message = a_mail()
     assert send(transport, mail) is unknown
     assert (transport.attempts, transport.delivered) == ([mail], [])

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from emailsvc.clock import monotonic
-from emailsvc.mail import Attachment, Mail, Outcome, Result
+from emailsvc.mail import Attachment, Message, Outcome, Result
 from emailsvc.mail.line import Cut, Line, LineCut
 from emailsvc.mail.smtp import SmtpTransport
 from emailsvc.watchdog import Watchdog
@@ -44,7 +44,7 @@ def transport(server: Smtpd) -> Iterator[SmtpTransport]:
 class Sending(threading.Thread):
     """One send in a thread of its own."""
 
-    def __init__(self, transport: SmtpTransport, mail: Mail | None = None, **limits: float) -> None:
+    def __init__(self, transport: SmtpTransport, mail: Message | None = None, **limits: float) -> None:
         super().__init__(daemon=True)
         self.transport, self.mail, self.limits = transport, mail or a_mail(), limits
         self.result: Result | None = None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from emailsvc.mail import Attachment, Mail, Outcome
+from emailsvc.mail import Attachment, Message, Outcome
 from emailsvc.mail.smtp import SmtpTransport
 from tests.mails import a_mail, at, send
 from tests.smtpd import Smtpd
@@ -59,7 +59,7 @@ def _cases() -> Iterator[tuple[str, str]]:
 CASES = list(_cases())
 
 
-def _with(where: str, text: str) -> Mail:
+def _with(where: str, text: str) -> Message:
     match where:
         case "header":
             return a_mail(headers={"X-A": text})

@@ -15,7 +15,7 @@ from emailsvc import outbox
 from emailsvc.clock import utcnow
 from emailsvc.db.models import Email, Switch
 from emailsvc.db.sqltime import db_in
-from emailsvc.mail.outcome import Outcome, Result
+from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import Claim, Content, Idle, claims
 from emailsvc.settings.config import Config
 from tests.emails import (

@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 from emailsvc import outbox, reports
 from emailsvc.clock import utcnow
 from emailsvc.db.models import Attempt, DeadLetter, Email, StoredAttachment
-from emailsvc.mail.outcome import Outcome, Result
+from emailsvc.mail import Outcome, Result
 from emailsvc.settings.config import Config
 from tests.emails import (
     DEFERRED,

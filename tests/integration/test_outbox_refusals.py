@@ -7,7 +7,7 @@ from sqlalchemy import Engine
 
 from emailsvc import outbox, reports
 from emailsvc.db.models import Attempt
-from emailsvc.mail.outcome import Outcome, Result
+from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import refusals
 from emailsvc.settings.config import Config
 from tests.emails import OUTAGE, SENT, SUSPENDED, accept, claim, make_due, move_switch, new_email, record, rows, switch

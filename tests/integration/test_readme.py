@@ -29,7 +29,7 @@ from emailsvc.delivery.drain import Drain
 from emailsvc.intake.addresses import FORBIDDEN_HEADERS, FORBIDDEN_PREFIXES
 from emailsvc.intake.payload import EmailPayload, Rules, parse_email
 from emailsvc.log import EVENTS
-from emailsvc.mail import Mail, Outcome, Result
+from emailsvc.mail import Message, Outcome, Result
 from emailsvc.mail.memory import MemoryTransport
 from emailsvc.settings.config import Config, load
 from emailsvc.vocabulary import Reason, Status
@@ -90,7 +90,7 @@ class Site:
         self.url = f"http://127.0.0.1:{self._server.port}"
 
     @staticmethod
-    def _judge(mail: Mail) -> Result:
+    def _judge(mail: Message) -> Result:
         if mail.recipient.startswith("nobody"):
             return Result(Outcome.REJECTED, "RCPT: 550 5.1.1 no such user", 550, "5.1.1")
         if mail.recipient.startswith("doubt"):
@@ -306,7 +306,9 @@ def test_the_statuses_and_the_reasons_are_all_explained() -> None:
 
 def test_every_command_is_described() -> None:
     listed = " ".join(row[0] for row in table(README, "## Commands"))
-    single = {command.name for command in (cli.start, cli.stats, cli.pause, cli.resume, cli.check, cli.send_test)}
+    single = {
+        command.name for command in (cli.run_everything, cli.stats, cli.pause, cli.resume, cli.check, cli.send_test)
+    }
     single |= {command.name for command in (cli.erase, cli.secret, cli.end_outage)}
     grouped = {f"dead-letters {name}" for name in cli.dead_letters.commands}
     assert {name for name in single | grouped if f"`flask {name}" not in listed} == set()

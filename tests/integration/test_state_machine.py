@@ -36,7 +36,7 @@ from emailsvc.db.sqltime import db_in, db_now
 from emailsvc.delivery import drain as delivery
 from emailsvc.errors import Conflict, NotFound
 from emailsvc.intake.payload import Attachment, NewEmail
-from emailsvc.mail import Mail, Outcome, Result
+from emailsvc.mail import Message, Outcome, Result
 from emailsvc.outbox import Recorded, moves, sweeping
 from emailsvc.outbox.moves import ending
 from emailsvc.outbox.switch import RUNNING
@@ -435,7 +435,7 @@ class Machine(RuleBasedStateMachine):
 
     # What must hold.
 
-    def begins(self, mail: Mail) -> None:
+    def begins(self, mail: Message) -> None:
         """Called in a worker's thread as a conversation begins."""
         row = self.world.rows(EMAILS.where(Email.message_id == mail.message_id))[0]
         if row.status != Status.SENDING or row.claim not in self.world.awake.tokens:

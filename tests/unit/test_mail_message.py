@@ -15,13 +15,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from emailsvc.mail import Attachment, Mail
+from emailsvc.mail import Attachment, Message
 from emailsvc.mail.header import Unbuildable, envelope_address
 from emailsvc.mail.message import build
 from tests.mails import a_mail
 
 
-def built(mail: Mail, header: str | None = "X-Id") -> bytes:
+def built(mail: Message, header: str | None = "X-Id") -> bytes:
     return build(mail, header).data
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, Select, Update, bindparam, insert, or_
 
 from emailsvc.db.models import Attempt, DeadLetter, Email
 from emailsvc.db.sqltime import db_in, db_now
-from emailsvc.mail.outcome import Outcome, Result
+from emailsvc.mail import Outcome, Result
 from emailsvc.outbox.moves.turning import MOVED, Moved, turn, turn_chosen
 from emailsvc.outbox.moves.withdrawing import erase_as_asked
 from emailsvc.vocabulary import Reason, Status
