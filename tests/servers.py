@@ -1,4 +1,4 @@
-"""Real servers for the tests: PostgreSQL, PgBouncer, Redis; on loopback, in throw-away folders, stopped by pid."""
+"""Real servers for the tests, PostgreSQL to smtp-sink; on loopback, in throw-away folders, stopped by pid."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import os
 import pwd
 import random
+import re
 import shutil
 import signal
 import socket
@@ -361,3 +362,33 @@ class Redis(_Server):
     def flushall(self) -> None:
         with self.client() as client:
             client.flushall()
+
+
+class SmtpSink(_NotAsRoot):
+    """Postfix's ``smtp-sink``: it takes every message, keeps none and counts them."""
+
+    name = "smtp-sink"
+
+    def __init__(self) -> None:
+        binary = shutil.which("smtp-sink") or shutil.which("smtp-sink", path="/usr/sbin:/usr/libexec/postfix")
+        if binary is None:
+            raise MissingServer("smtp-sink is not installed here (Debian: apt-get install postfix)")
+        self._binary = binary
+        super().__init__()
+        self.start()
+
+    def command(self) -> list[str]:
+        return [self._binary, "-c", f"127.0.0.1:{self.port}", "1000"]
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
+    @property
+    def taken(self) -> int:
+        """Messages so far; it writes its counters anew after each."""
+        with open(self.folder / "server.log", "rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - 200))
+            counts = re.findall(rb"mesg=(\d+)", log.read())
+        return int(counts[-1]) if counts else 0

@@ -117,14 +117,17 @@ class Process:
 
 
 class Stack:
-    """``Stack(folder, DATABASE_URL=…, REDIS_URL=…, SMTP_URL=…)``; what is not given is not set, as on a laptop."""
+    """``Stack(folder, DATABASE_URL=…, REDIS_URL=…, SMTP_URL=…)``; what is not given is not set, as on a laptop.
 
-    def __init__(self, folder: Path, **environ: str) -> None:
+    ``code``: the checkout that is deployed, this one unless told.
+    """
+
+    def __init__(self, folder: Path, code: Path = ROOT, /, **environ: str) -> None:
         self.folder, self.logs = folder / "app", folder / "logs"
         self.logs.mkdir(parents=True)
         self.processes: list[Process] = []
         self.port = free_port()
-        _deploy(self.folder)
+        _deploy(code, self.folder)
         self.commands = dict(_procfile(self.folder / "Procfile"))
         tools = Path(sys.executable).parent
         inherited = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
@@ -336,10 +339,10 @@ def _procfile(path: Path) -> list[tuple[str, str]]:
     return [(name.strip(), command.strip()) for name, _, command in lines]
 
 
-def _deploy(folder: Path) -> None:
+def _deploy(code: Path, folder: Path) -> None:
     """What a platform would copy: no tests, no .env, an instance folder of its own."""
     folder.mkdir()
     (folder / "instance").mkdir()
-    shutil.copytree(ROOT / "emailsvc", folder / "emailsvc")
+    shutil.copytree(code / "emailsvc", folder / "emailsvc")
     for name in ("wsgi.py", "Procfile"):
-        shutil.copy(ROOT / name, folder / name)
+        shutil.copy(code / name, folder / name)

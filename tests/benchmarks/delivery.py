@@ -1,274 +1,163 @@
-"""Delivery under load, as the Procfile runs it, on throw-away PostgreSQL and Redis. Each prints its own table.
+"""E-mails delivered a second: ours beside what else one would take, or beside another checkout of this project.
 
-    python -m tests.benchmarks.delivery throughput   accepted and sent per second, on both kinds of stack
-    python -m tests.benchmarks.delivery priority     20,000 low in the queue, then 100 high: how long do those wait?
-    python -m tests.benchmarks.delivery rate         RATE_LIMIT_PER_SECOND=50 over two workers of four threads
-    python -m tests.benchmarks.delivery outage       the mail server away for three minutes at 20 mails a second
-    python -m tests.benchmarks.delivery replay       300 letters of full mailboxes replayed among 50 fresh mails/s
+    python -m tests.benchmarks.delivery                                    all four, in turn
+    python -m tests.benchmarks.delivery --against post_office --rounds 11  django-post_office, 2 processes of 4 threads
+    python -m tests.benchmarks.delivery --against celery                   Celery, one task for each e-mail, 2 times 4
+    python -m tests.benchmarks.delivery --against loop loops               one bare smtplib loop beside one worker; two
+    python -m tests.benchmarks.delivery --beside CHECKOUT                  another checkout, on the same servers
 
-Everything is on loopback and ends by itself, within seven minutes at most.
+The same PostgreSQL with fsync, Redis and smtp-sink; bodies of 300 bytes. The backlog is stored while nothing is sent;
+the clock runs from the start of delivery until the last outcome is kept. Ours commits each outcome on its own.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import socket
-import statistics
 import sys
-import tempfile
-import threading
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
-from tests.servers import PostgreSQL, Redis, free_port, wait_for
-from tests.smtpd import Smtpd
-from tests.stack import Stack, email, smtp_url
+from tests.benchmarks import peers
+from tests.benchmarks.side_by_side import Measured, Side, alternate, compare, insist_on_quiet, options
+from tests.benchmarks.stand import BODY, Stand, commit_of
+from tests.servers import wait_for
+from tests.stack import ROOT, Stack, email
 
-Table = dict[str, object]
-
-
-@contextlib.contextmanager
-def _stack(smtp: str, *, embedded: bool = False, workers: int = 2, **environ: str) -> Iterator[Stack]:
-    with contextlib.ExitStack() as close:
-        folder = close.enter_context(tempfile.TemporaryDirectory())
-        urls = {"SMTP_URL": smtp, "LOG_LEVEL": "WARNING", **environ}
-        if not embedded:
-            database, redis = PostgreSQL(durable=True), Redis()
-            close.callback(database.close)
-            close.callback(redis.close)
-            urls |= {"DATABASE_URL": database.url(database.create_database()), "REDIS_URL": redis.url}
-        stack = Stack(Path(folder), **urls)
-        close.callback(stack.stop)
-        stack.start(workers=workers)
-        yield stack
+RATE, WHOLE_RUN = "e-mails/s", "e-mails/s with the start-up"
+MAX_SECONDS = 240
 
 
-def _post_batches(stack: Stack, prefix: str, count: int, **fields: object) -> None:
-    for start in range(0, count, 1000):
-        emails = [email(f"{prefix}-{n}", **fields) for n in range(start, min(start + 1000, count))]
-        reply = stack.post({"emails": emails}, "/webhook/email/batch")
-        assert reply.status == 200, reply
+class Backlog:
+    """The Procfile's web and so many of its workers, paused until the backlog is there."""
+
+    def __init__(self, stand: Stand, code: Path, workers: int, **environ: str) -> None:
+        self.stand = stand
+        self.stack: Stack = stand.deploy(code, workers=workers, WEB_CONCURRENCY="1", **environ)
+        self._name = self.stack.environ["DATABASE_URL"].rpartition("/")[2]
+        self._numbers = count()
+
+    def store(self, emails: int) -> None:
+        assert self.stack.post({}, "/delivery/pause").status == 200
+        for start in range(0, emails, 1000):
+            some = [email(f"m-{next(self._numbers)}", body=BODY) for _ in range(min(1000, emails - start))]
+            assert self.stack.post({"emails": some}, "/webhook/email/batch").status == 200
+
+    def start(self) -> None:
+        assert self.stack.post({}, "/delivery/resume").status == 200
+
+    def wait_until_recorded(self, taken: int) -> None:
+        """Until smtp-sink has so many messages and the last outcome is committed."""
+        _wait_until_taken(self.stand, taken)
+        unsent = "SELECT count(*) FROM emails WHERE status IN ('pending', 'sending')"
+        with self.stand.postgresql.connect(self._name) as connection:
+            wait_for(lambda: connection.execute(unsent).fetchone() == (0,), 30, "the last outcome", pause=0.005)
+
+    def run(self, emails: int) -> Measured:
+        self.store(emails)
+        before, began = self.stand.sink.taken, time.perf_counter()
+        self.start()
+        self.wait_until_recorded(before + emails)
+        rate = emails / (time.perf_counter() - began)
+        return {RATE: rate, WHOLE_RUN: rate}
 
 
-def throughput() -> Table:
-    table: Table = {}
-    for name, embedded in (("PostgreSQL + Redis", False), ("SQLite", True)):
-        with (
-            Smtpd(keep_commands=False) as server,
-            _stack(smtp_url(server), embedded=embedded) as stack,
-        ):
-            count = 4000
-            stack.post({}, "/delivery/pause")
-            began = time.monotonic()
-            statuses = stack.together(16, [email(f"one-{n}") for n in range(count)], lambda e: stack.post(e).status)
-            table[f"{name}: webhooks accepted a second, 16 clients"] = round(count / (time.monotonic() - began))
-            assert set(statuses) == {202}
-            began = time.monotonic()
-            _post_batches(stack, "batch", 10_000)
-            table[f"{name}: accepted a second in batches of 1,000"] = round(10_000 / (time.monotonic() - began))
-            stack.post({}, "/delivery/resume")
-            began = time.monotonic()
-            stack.wait_settled(180)
-            table[f"{name}: sent a second, 2 workers of 4 threads"] = round(14_000 / (time.monotonic() - began))
-            waits = []
-            for number in range(100):
-                posted = time.time()
-                stack.post(email(f"idle-{number}"))
-                server.wait(
-                    lambda n=number: any(a.recipients[0].startswith(f"idle-{n}@") for a in server.accepted[-3:])
-                )
-                waits.append(server.accepted[-1].at - posted)
-            table[f"{name}: idle, from webhook to mail server, median ms"] = round(statistics.median(waits) * 1000, 1)
-    return table
+def _wait_until_taken(stand: Stand, messages: int) -> None:
+    wait_for(
+        lambda: stand.sink.taken >= messages, MAX_SECONDS,
+        lambda: f"{messages} messages, of which there are {stand.sink.taken}", pause=0.005,
+    )  # fmt: skip
 
 
-def priority() -> Table:
-    with Smtpd(keep_commands=False) as server, _stack(smtp_url(server)) as stack:
-        began = time.time()
-        _post_batches(stack, "low", 20_000, priority="low")
-        posted: dict[str, float] = {}
-        for number in range(100):
-            posted[f"high-{number}"] = time.time()
-            assert stack.post(email(f"high-{number}", priority="high")).status == 202
-            time.sleep(0.02)
-        ahead = stack.stats()["pending"]
-        stack.wait_settled(300)
-        arrived = {a.recipients[0].partition("@")[0]: a.at for a in server.accepted}
-        waits = sorted(arrived[name] - moment for name, moment in posted.items())
-        backlog = max(arrived.values()) - began
-        return {
-            "low ones still waiting when the last high one was posted": ahead,
-            "backlog takes, s": round(backlog, 1),
-            "high ones wait, median s": round(statistics.median(waits), 3),
-            "high ones wait, 99th percentile s": round(waits[98], 3),
-            "99th percentile as a share of the backlog": f"{waits[98] / backlog:.2%}",
-        }
+def post_office(stand: Stand, emails: int) -> Side:
+    tools = peers.environment()
+    environ = {**stand.addresses(), "FOLDER": str(stand.new_folder())}
+
+    def do(*arguments: str) -> float:
+        began = time.perf_counter()
+        peers.run(tools, "post_office_site.py", *arguments, environ=environ)
+        return time.perf_counter() - began
+
+    def run() -> Measured:
+        start_up = do("send")
+        do("queue", str(emails), BODY)
+        before = stand.sink.taken
+        seconds = do("send")
+        assert stand.sink.taken - before == emails
+        return {RATE: emails / (seconds - start_up), WHOLE_RUN: emails / seconds}
+
+    do("migrate")
+    return Side(f"2 × 4 of {peers.versions(tools, 'django-post_office', 'Django')}", run)
 
 
-def rate() -> Table:
-    with Smtpd(keep_commands=False) as server:
-        with _stack(smtp_url(server), RATE_LIMIT_PER_SECOND="50") as stack:
-            _post_batches(stack, "m", 1200)
-            server.wait(lambda: len(server.accepted) >= 1050, 60)
-        times = sorted(a.at for a in server.accepted)
-    times = [t for t in times if t - times[0] < 20]
-    windows = [bisect_left(times, t + 1) - n for n, t in enumerate(times) if t + 1 <= times[-1]]
-    return {
-        "mails in 20 s": len(times),
-        "mean a second": round(len(times) / 20, 2),
-        "most in any window of a second": max(windows),
-        "least in any window of a second": min(windows),
-    }
+def celery(stand: Stand, emails: int) -> Side:
+    tools = peers.environment()
+    environ = {**stand.addresses(), "PYTHONPATH": str(peers.HERE)}
+    for number in range(2):
+        command = f"{tools}/celery -A celery_app worker --pool prefork --concurrency 4 --hostname w{number}@benchmark"
+        command += " --without-gossip --without-mingle --without-heartbeat --loglevel INFO"
+        process = peers.spawn(f"celery {number}", command, stand.new_folder(), environ, " ready.")
+        stand.at_end(process.kill9)
+
+    def run() -> Measured:
+        peers.run(tools, "celery_app.py", str(emails), BODY, environ=environ)
+        before, began = stand.sink.taken, time.perf_counter()
+        stand.queue(environ["REDIS_URL"]).rename("held", "celery")
+        _wait_until_taken(stand, before + emails)
+        return {RATE: emails / (time.perf_counter() - began)}
+
+    return Side(f"2 × 4 of {peers.versions(tools, 'celery')}, a task for each e-mail", run)
 
 
-def outage(seconds: float = 180, a_second: int = 20) -> Table:
-    port, probes = free_port(), []
-    with _stack(f"smtp://127.0.0.1:{port}", RETRY_DELAY_SECONDS="5") as stack:
-        stop = threading.Event()
-        sender = threading.Thread(target=_keep_posting, args=(stack, stop, a_second))
-        with _closing_listener(port, probes):
-            sender.start()
-            time.sleep(seconds)
-            during = stack.stats()
-        with Smtpd(port=port, keep_commands=False) as server:
-            back = time.monotonic()
-            wait_for(lambda: stack.stats()["delivery"]["state"] == "running", 60, "the outage to be over")
-            seen = time.monotonic() - back
-            wait_for(
-                lambda: (s := stack.stats())["pending"] <= a_second and s["sent"] > 0, 120, "the backlog to be sent"
-            )
-            caught_up = time.monotonic() - back
-            stop.set()
-            sender.join()
-            after = stack.wait_settled(60)
-            taken = len(server.accepted)
-    first = probes[0]
-    return {
-        "waiting when the server came back": during["pending"],
-        "attempts burned": after["failed_attempts"],
-        "dead letters": after["dead_letters"],
-        "connections tried in the first second": sum(t - first < 1 for t in probes),
-        "probes after it, at seconds": [round(t - first) for t in probes if t - first >= 1],
-        "state while away": f"{during['delivery']['state']}: {during['delivery']['reason']}",
-        "noticed that it is back after, s": round(seen, 1),
-        "backlog sent after, s": round(caught_up, 1),
-        "accepted, sent, taken by the server": (after["received"], after["sent"], taken),
-    }
+def loops(stand: Stand, emails: int, processes: int) -> Side:
+    environ, tools = stand.addresses(), Path(sys.executable).parent
+
+    def run() -> Measured:
+        seconds = peers.run(tools, "smtplib_loop.py", str(emails), str(processes), BODY, environ=environ)
+        return {RATE: emails / float(seconds)}
+
+    return Side(f"{processes} bare smtplib loop(s), Python {sys.version.split()[0]}", run)
 
 
-def _keep_posting(stack: Stack, stop: threading.Event, a_second: int) -> None:
-    number, began = 0, time.monotonic()
-    while not stop.is_set():
-        assert stack.post(email(f"m-{number}")).status == 202
-        number += 1
-        stop.wait(max(0.0, began + number / a_second - time.monotonic()))
-    stack.hang_up()
+Other = Callable[[Stand, int], Side]
 
-
-@contextlib.contextmanager
-def _closing_listener(port: int, seen: list[float]) -> Iterator[None]:
-    """A mail server that is away: it counts who comes and closes the door."""
-    with socket.create_server(("127.0.0.1", port)) as listener:
-        listener.settimeout(0.1)
-        stop = threading.Event()
-
-        def turn_away() -> None:
-            while not stop.is_set():
-                with contextlib.suppress(TimeoutError):
-                    connection, _ = listener.accept()
-                    seen.append(time.monotonic())
-                    connection.close()
-
-        thread = threading.Thread(target=turn_away)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-
-
-def replay(letters: int = 300, seconds: float = 60, a_second: int = 50) -> Table:
-    """The same load twice on one stack: first alone, then with the replay."""
-
-    def refuse(recipient: str) -> str | None:
-        return "552 5.2.2 mailbox full" if recipient.startswith("full-") else None
-
-    with Smtpd(keep_commands=False, refuse=refuse) as server, _stack(smtp_url(server)) as stack:
-        full = [email(f"full-{n}", user=f"full-{n}@domain{n % 3}.example") for n in range(letters)]
-        assert stack.post({"emails": full}, "/webhook/email/batch").status == 200
-        wait_for(lambda: stack.stats()["dead_letters"] == letters, 120, "the first refusals")
-        alone = _waits(stack, server, "alone", seconds, a_second)
-        states: set[str] = set()
-        answers: list[int] = []
-
-        def replay_in_between() -> None:
-            time.sleep(seconds / 6)
-            answers.append(stack.post({"reason": "rejected"}, "/stats/dead-letters/replay").json["replayed"])
-            until = time.monotonic() + seconds / 2
-            while time.monotonic() < until:
-                states.add(stack.stats()["delivery"]["state"])
-                time.sleep(0.1)
-            stack.hang_up()
-
-        operator = threading.Thread(target=replay_in_between)
-        operator.start()
-        beside = _waits(stack, server, "beside", seconds, a_second)
-        operator.join()
-        after = stack.wait_settled(60)
-        logged = "".join(process.output() for process in stack.processes)
-    return {
-        "replayed": answers[0],
-        "refused again, and dead letters": (after["failed_attempts"] - letters, after["dead_letters"]),
-        "states of delivery seen in the meantime": sorted(states),
-        "outages in the log": logged.count("outage_began"),
-        "fresh mails sent of posted": (after["sent"], 2 * round(seconds * a_second)),
-        "without the replay, fresh wait ms: median, 99th percentile, most": _spread(alone),
-        "with it": _spread(beside),
-    }
-
-
-def _waits(stack: Stack, server: Smtpd, prefix: str, seconds: float, a_second: int) -> list[float]:
-    """How long each of so many mails a second took from its webhook to the mail server, sorted."""
-    posted: dict[str, float] = {}
-    began = time.monotonic()
-
-    def post(number: int) -> None:
-        time.sleep(max(0.0, began + number / a_second - time.monotonic()))
-        posted[f"{prefix}-{number}"] = time.time()
-        assert stack.post(email(f"{prefix}-{number}")).status == 202
-
-    stack.together(4, range(round(seconds * a_second)), post)
-    stack.wait_settled(600)
-    arrived = {a.recipients[0].partition("@")[0]: a.at for a in server.accepted}
-    return sorted(arrived[name] - moment for name, moment in posted.items())
-
-
-def _spread(waits: list[float]) -> list[float]:
-    return [round(waits[int(len(waits) * share) - 1] * 1000, 1) for share in (0.5, 0.99, 1)]
-
-
-SCENARIOS: dict[str, Callable[[], Table]] = {
-    "throughput": throughput,
-    "priority": priority,
-    "rate": rate,
-    "outage": outage,
-    "replay": replay,
+OTHERS: dict[str, tuple[int, int, Other]] = {
+    "post_office": (2, 20_000, post_office),
+    "celery": (2, 5_000, celery),
+    "loop": (1, 5_000, lambda stand, emails: loops(stand, emails, 1)),
+    "loops": (2, 5_000, lambda stand, emails: loops(stand, emails, 2)),
 }
+"""Our worker processes beside it, e-mails in a round, and how it is started."""
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenario", choices=SCENARIOS)
-    table = SCENARIOS[parser.parse_args().scenario]()
-    width = max(map(len, table))
-    for name, figure in table.items():
-        print(f"{name:{width}}  {figure}")
-    return 0
+def pairs(stand: Stand, against: list[str], beside: Path | None, emails: int | None) -> Iterator[tuple[Side, Side]]:
+    if beside:
+        size, old = emails or 5_000, Backlog(stand, beside, 2)
+        new = Backlog(stand, ROOT, 2)
+        yield _side(new, ROOT, 2, size), _side(old, beside, 2, size)
+        return
+    ours: dict[int, Backlog] = {}
+    for name in against:
+        workers, usual, start = OTHERS[name]
+        ours[workers] = ours.get(workers) or Backlog(stand, ROOT, workers)
+        yield _side(ours[workers], ROOT, workers, emails or usual), start(stand, emails or usual)
+
+
+def _side(ours: Backlog, code: Path, workers: int, emails: int) -> Side:
+    return Side(f"{workers} worker(s) of 4 threads at {commit_of(code)}", lambda: ours.run(emails))
+
+
+def main() -> None:
+    parser = options(__doc__, rounds=5)
+    parser.add_argument("--against", nargs="+", choices=OTHERS, default=list(OTHERS))
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another checkout of this project")
+    parser.add_argument("--emails", type=int, help="in a round (default 20,000 beside post_office, else 5,000)")
+    given = parser.parse_args()
+    insist_on_quiet(given.anyway)
+    with Stand() as stand:
+        for ours, other in pairs(stand, given.against, given.beside, given.emails):
+            compare(alternate([ours, other], given.rounds), ours.name, other.name)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
