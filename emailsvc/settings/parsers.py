@@ -64,19 +64,9 @@ def log_level(text: str) -> str:
 
 
 def flag(text: str) -> bool:
-    value = {
-        "1": True,
-        "true": True,
-        "yes": True,
-        "on": True,
-        "0": False,
-        "false": False,
-        "no": False,
-        "off": False,
-    }.get(text.lower())
-    if value is None:
+    if text.lower() not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
         raise Bad("1 or 0")
-    return value
+    return text.lower() in ("1", "true", "yes", "on")
 
 
 def words(text: str) -> tuple[str, ...]:
