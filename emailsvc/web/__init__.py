@@ -9,7 +9,8 @@ from flask import Flask
 
 from emailsvc.clock import monotonic
 from emailsvc.db.promptness import promptly
-from emailsvc.web import auth, deadletters, delivery, emails, health, openapi, paths, problems, stats, webhook
+from emailsvc.web import auth, deadletters, delivery, emails, health, openapi, problems, stats, webhook
+from emailsvc.web.contract import CONVERTERS
 
 BLUEPRINTS = tuple(module.blueprint for module in (webhook, emails, stats, deadletters, delivery, health, openapi))
 ROUTES = tuple(route for blueprint in BLUEPRINTS for route in blueprint.table)
@@ -18,8 +19,7 @@ ROUTES = tuple(route for blueprint in BLUEPRINTS for route in blueprint.table)
 def register(app: Flask) -> None:
     """Expects the service in ``app.extensions["emailsvc"]`` no later than the first request."""
     app.url_map.merge_slashes = False  # "a//b" is an e-mail id of its own
-    app.url_map.converters["email_id"] = paths.EmailIdConverter
-    app.url_map.converters["dead_letter_id"] = paths.DeadLetterIdConverter
+    app.url_map.converters |= CONVERTERS
     app.before_request(auth.refuse_strangers)
     app.after_request(problems.harden)
     problems.register(app)

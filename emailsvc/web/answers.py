@@ -17,7 +17,7 @@ WholeNumber = Annotated[float, Meta(ge=1, le=10_000, multiple_of=1, extra_json_s
 
 
 class Problem(msgspec.Struct, omit_defaults=True):
-    """RFC 9457. ``code`` is stable; ``field`` names what is at fault in the request."""
+    """RFC 9457. ``code`` is stable; ``field`` names what is at fault in the request, ``problems`` what is not ready."""
 
     type: str
     title: str
@@ -25,6 +25,7 @@ class Problem(msgspec.Struct, omit_defaults=True):
     detail: str
     code: str
     field: str | None = None
+    problems: list[str] | None = None
 
 
 class AcceptedAnswer(msgspec.Struct):

@@ -9,42 +9,59 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 import msgspec
 from flask import Blueprint, Flask, Response, request
+from werkzeug.routing import BaseConverter, IntegerConverter, Map
 
+from emailsvc.intake.addresses import PRINTABLE
 from emailsvc.intake.payload import EmailId
 from emailsvc.reports.answers import DeadLetterId
 from emailsvc.web import auth
+from emailsvc.web.codes import PROBLEM_CODES
 from emailsvc.web.reading import answer, json_as, optional_json_as, query_as
 
 Access = Literal["client", "operator", "anyone"]
-Codes = Mapping[int, tuple[str, ...]]  # problem codes by status
+Codes = tuple[str, ...]  # of ``codes.py``, which knows their statuses
 View = TypeVar("View", bound=Callable[..., msgspec.Struct | Response])
 
-INVALID = ("invalid_json", "invalid_field", "missing_field", "unknown_field", "too_many", "incomplete_body")
-TEXT = "text/plain"
-
-_EVERYWHERE: Codes = {500: ("internal_error",)}
 _CLOSED = ("not_configured", "bad_host")
+_OPERATOR = ("token_required", "bad_token", *_CLOSED, "cross_site", "database_unavailable")
 _BY_ACCESS: Mapping[Access, Codes] = {
-    "client": {
-        401: ("unsigned", "bad_timestamp", "stale_timestamp", "bad_signature", "token_required", "bad_token"),
-        403: (*_CLOSED, "cross_site"),
-        503: ("database_unavailable",),
-    },
-    "operator": {
-        401: ("token_required", "bad_token"),
-        403: (*_CLOSED, "cross_site"),
-        503: ("database_unavailable",),
-    },
-    "anyone": {403: _CLOSED},
+    "client": ("unsigned", "bad_timestamp", "stale_timestamp", "bad_signature", *_OPERATOR),
+    "operator": _OPERATOR,
+    "anyone": _CLOSED,
 }
-_READS_JSON: Codes = {400: INVALID, 413: ("too_large",), 415: ("not_json",)}
-NOT_FOUND: Codes = {404: ("not_found",)}
-PATH_PARAMETERS: Mapping[str, Any] = {"email_id": EmailId, "dead_letter_id": DeadLetterId}
+_READS_JSON = (
+    *("invalid_json", "invalid_field", "missing_field", "unknown_field", "too_many", "incomplete_body"),
+    *("too_large", "not_json"),
+)
 _GUARDS: Mapping[Access, Callable[[], None]] = {
     "client": auth.require_client,
     "operator": auth.require_operator,
     "anyone": lambda: None,
 }
+
+
+class EmailIdConverter(BaseConverter):
+    """Any id there can be, slashes included, also at its beginning (which Werkzeug's own ``path`` refuses)."""
+
+    part_isolating = False
+    regex = f"{PRINTABLE}+"
+    weight = 200  # after every other rule
+
+
+class DeadLetterIdConverter(IntegerConverter):
+    """Werkzeug's own ``int`` also takes the digits of other scripts."""
+
+    regex = "[0-9]+"
+
+    def __init__(self, map: Map) -> None:
+        super().__init__(map, max=2**63 - 1)
+
+
+CONVERTERS: Mapping[str, type[BaseConverter]] = {
+    "email_id": EmailIdConverter,
+    "dead_letter_id": DeadLetterIdConverter,
+}
+PATH_PARAMETERS: Mapping[str, object] = {"email_id": EmailId, "dead_letter_id": DeadLetterId}
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,15 +77,12 @@ class Route:
     query: Any
 
     @property
-    def codes(self) -> dict[int, tuple[str, ...]]:
-        found: dict[int, tuple[str, ...]] = {}
-        sources = [_EVERYWHERE, _BY_ACCESS[self.access] if self.path != "/healthz" else {}, self.more]
-        if self.body is not None:
-            sources.append(_READS_JSON)
-        for source in sources:
-            for status, codes in source.items():
-                found[status] = tuple(dict.fromkeys((*found.get(status, ()), *codes)))
-        return dict(sorted(found.items()))
+    def codes(self) -> dict[int, Codes]:
+        """By status."""
+        access = _BY_ACCESS[self.access] if self.path != "/healthz" else ()
+        declared = ("internal_error", *access, *self.more, *(_READS_JSON if self.body is not None else ()))
+        statuses = sorted({PROBLEM_CODES[code][0] for code in declared})
+        return {status: tuple(code for code in declared if PROBLEM_CODES[code][0] == status) for status in statuses}
 
 
 class Routes(Blueprint):
@@ -92,7 +106,7 @@ class Routes(Blueprint):
         summary: str,
         *,
         answers: Mapping[int, Any] | None = None,
-        codes: Codes | None = None,
+        codes: Codes = (),
         body: Any = None,
         body_required: bool = True,
     ) -> Callable[[View], View]:
@@ -104,7 +118,7 @@ class Routes(Blueprint):
         def register(view: View) -> View:
             hints = get_type_hints(view)
             route = Route(
-                method, path, access, summary, answers or {200: hints["return"]}, codes or {},
+                method, path, access, summary, answers or {200: hints["return"]}, codes,
                 body or hints.get("body"), body_required, hints.get("query"),
             )  # fmt: skip
             self.table.append(route)

@@ -10,19 +10,19 @@ from emailsvc.intake.payload import in_utc
 from emailsvc.reports.answers import DeadLetterPage
 from emailsvc.vocabulary import Resolution
 from emailsvc.web.answers import DeadLetterQuery, ReplayAnswer, ReplayRequest, ResolvedAnswer
-from emailsvc.web.contract import NOT_FOUND, Codes, Routes
+from emailsvc.web.contract import Routes
 
 log = logging.getLogger("emailsvc.web")
 
 blueprint = Routes("dead_letters", __name__)
 
 ONE = "/stats/dead-letters/{dead_letter_id}"
-RESOLVING: Codes = {**NOT_FOUND, 409: ("already_resolved",)}
+RESOLVING = ("not_found", "already_resolved")
 
 
 @blueprint.declare(
     "GET", "/stats/dead-letters", "operator", "E-mails given up, newest first",
-    codes={400: ("invalid_field", "unknown_field")},
+    codes=("invalid_field", "unknown_field"),
 )  # fmt: skip
 def listing(query: DeadLetterQuery) -> DeadLetterPage:
     return reports.dead_letters(
@@ -52,9 +52,7 @@ def replay_many(body: ReplayRequest) -> ReplayAnswer:
     return ReplayAnswer(replayed)
 
 
-@blueprint.declare(
-    "POST", f"{ONE}/replay", "operator", "Send it again", codes={**RESOLVING, 409: ("already_resolved", "content_gone")}
-)
+@blueprint.declare("POST", f"{ONE}/replay", "operator", "Send it again", codes=(*RESOLVING, "content_gone"))
 def replay(dead_letter_id: int) -> ResolvedAnswer:
     resolved = outbox.replay(service().engine, dead_letter_id)
     service().wake()

@@ -11,14 +11,14 @@ from emailsvc.context import service
 from emailsvc.intake import addresses
 from emailsvc.reports.answers import EmailAnswer, LookupAnswer
 from emailsvc.web.answers import CancelAnswer, LookupRequest
-from emailsvc.web.contract import NOT_FOUND, Routes
+from emailsvc.web.contract import Routes
 
 log = logging.getLogger("emailsvc.web")
 
 blueprint = Routes("emails", __name__)
 
 
-@blueprint.declare("GET", "/emails/{email_id}", "operator", "What became of an e-mail", codes=NOT_FOUND)
+@blueprint.declare("GET", "/emails/{email_id}", "operator", "What became of an e-mail", codes=("not_found",))
 def show(email_id: str) -> EmailAnswer:
     return reports.email(service().engine, email_id)
 
@@ -38,7 +38,7 @@ def lookup(body: LookupRequest) -> LookupAnswer:
 
 @blueprint.declare(
     "DELETE", "/emails/{email_id}", "operator", "Cancel an e-mail that is still pending",
-    codes={**NOT_FOUND, 409: ("already_sent", "sending", "failed", "maybe_sent")},
+    codes=("not_found", "already_sent", "sending", "failed", "maybe_sent"),
 )  # fmt: skip
 def cancel(email_id: str) -> CancelAnswer:
     outbox.cancel(service().engine, email_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from flask import Response
 from msgspec.structs import asdict
@@ -18,7 +17,7 @@ from emailsvc.vocabulary import DeliveryState
 from emailsvc.web import auth
 from emailsvc.web.answers import Health, Ready
 from emailsvc.web.contract import Routes
-from emailsvc.web.problems import RETRY_AFTER_SECONDS, problem
+from emailsvc.web.problems import problem
 from emailsvc.web.reading import answer
 
 blueprint = Routes("health", __name__)
@@ -46,16 +45,14 @@ def healthz() -> Health:
 
 @blueprint.declare(
     "GET", "/readyz", "anyone", "Mail can go out",
-    answers={200: Ready}, codes={503: ("not_ready", "database_unavailable")},
+    answers={200: Ready}, codes=("not_ready", "database_unavailable"),
 )  # fmt: skip
 def readyz() -> Response:
     wrong = reports.readiness(service().engine, service().config)
     if not wrong:
         return answer(Ready("ready"))
-    details: dict[str, Any] = {"problems": wrong} if auth.is_operator() else {}
-    refusal = problem(503, "not_ready", "The service cannot deliver at the moment.", **details)
-    refusal.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    return refusal
+    shown = wrong if auth.is_operator() else None
+    return problem(503, "not_ready", "The service cannot deliver at the moment.", problems=shown)
 
 
 @blueprint.declare("GET", "/metrics", "operator", "The totals for Prometheus", answers={200: "text/plain"})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Any
 
 import msgspec
 from flask import Flask, Response, request
@@ -14,6 +13,7 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntity
 from werkzeug.http import HTTP_STATUS_CODES
 
 from emailsvc.errors import ServiceError, brief
+from emailsvc.web.answers import Problem
 
 log = logging.getLogger("emailsvc.web")
 
@@ -32,11 +32,15 @@ def register(app: Flask) -> None:
     app.register_error_handler(Exception, _unexpected)
 
 
-def problem(status: int, code: str, detail: str, field: str | None = None, **members: Any) -> Response:
+def problem(
+    status: int, code: str, detail: str, field: str | None = None, problems: list[str] | None = None
+) -> Response:
     # Werkzeug's names, not http.HTTPStatus's: those changed with Python 3.13, and an answer should not.
-    document = {"type": "about:blank", "title": HTTP_STATUS_CODES[status], "status": status, "detail": detail}
-    document |= {"code": code} | ({"field": field} if field is not None else {}) | members
-    return Response(msgspec.json.encode(document) + b"\n", status, mimetype=MEDIA_TYPE)
+    document = Problem("about:blank", HTTP_STATUS_CODES[status], status, detail, code, field, problems)
+    response = Response(msgspec.json.encode(document) + b"\n", status, mimetype=MEDIA_TYPE)
+    if status == 503:
+        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return response
 
 
 def harden(response: Response) -> Response:
@@ -54,8 +58,6 @@ def _service_error(error: ServiceError) -> Response:
         # RFC 9110 §11.6.1. Basic only where a person may be looking, so that no script gets a browser's login window.
         basic = 'Basic realm="emailsvc", charset="UTF-8", ' if request.method == "GET" else ""
         answer.headers["WWW-Authenticate"] = f'{basic}Bearer realm="emailsvc"'
-    if error.status == 503:
-        answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return answer
 
 
@@ -76,9 +78,7 @@ def _http_exception(error: HTTPException) -> Response:
 def _database_away(error: Exception) -> Response:
     """Nothing was acknowledged, so the client tries again; if the row did commit, that is a clean duplicate."""
     log.error("database_unavailable", extra={"fields": {"path": request.path, "error": brief(error)}})
-    answer = problem(503, "database_unavailable", "The database does not answer. Nothing is lost: please try again.")
-    answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    return answer
+    return problem(503, "database_unavailable", "The database does not answer. Nothing is lost: please try again.")
 
 
 def _database_error(error: DBAPIError) -> Response:

@@ -26,7 +26,7 @@ MISMATCH = "This email_id was accepted before with other content; the first one 
 
 @blueprint.declare(
     "POST", "/webhook/email", "client", "Send one e-mail, once",
-    answers={202: AcceptedAnswer, 200: DuplicateAnswer}, codes={422: ("payload_mismatch",)}, body=EmailPayload,
+    answers={202: AcceptedAnswer, 200: DuplicateAnswer}, codes=("payload_mismatch",), body=EmailPayload,
 )  # fmt: skip
 def email() -> Response:
     config = service().config
