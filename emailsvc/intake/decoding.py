@@ -20,8 +20,21 @@ _WITH_PATH = re.compile(r"(.*) - at (`key` in )?`\$(.*)`", re.DOTALL)
 _WRONG_TYPE = re.compile(r"Expected `(\w+)(?: \| null)?`, got `(\w+)`")
 _TYPES = {
     "str": "a string", "int": "a number", "float": "a number", "bool": "a boolean",
-    "array": "an array", "object": "an object", "null": "null",
+    "array": "an array", "object": "an object", "datetime": "a time", "null": "null",
 }  # fmt: skip
+_RULES = {
+    "Expected `str` of length >= 1": "may not be empty",
+    "Expected `str` of length <= ([0-9]+)": "may have at most {} characters",
+    "Expected `(?:array|object)` of length <= ([0-9]+)": "may have at most {} entries",
+    "Expected `(?:int|float)` >= ([0-9]+)(?:[.]0)?": "must be at least {}",
+    "Expected `(?:int|float)` <= ([0-9]+)(?:[.]0)?": "must be at most {}",
+    "Expected `float` that's a multiple of 1.0": "must be a whole number",
+    "Invalid base64 encoded string": "must be base64 with padding",
+    "Invalid RFC3339 encoded datetime|Expected `datetime` with a timezone component":
+        "must be a time with an offset, such as 2030-01-31T08:00:00Z",
+}  # fmt: skip
+"""What msgspec says of a declared limit, and what is allowed."""
+
 _MAX_SHOWN = 200
 _surrogate = re.compile("[\ud800-\udfff]").search
 
@@ -63,12 +76,18 @@ def translate(error: msgspec.ValidationError, kind: Any, raw: bytes = b"") -> In
     if text.startswith("Invalid enum value"):
         return InvalidPayload("invalid_field", f"{path} is {_choices(kind, path)}.", path)
     kinds = _WRONG_TYPE.fullmatch(text)
-    if kinds and path:
+    if kinds:
         wanted, given = (_TYPES.get(name, name) for name in kinds.groups())
-        return InvalidPayload("invalid_field", f"{path} must be {wanted}, not {given}.", path)
-    text = text.replace("`float` that's a multiple of 1.0", "a whole number")
+        return InvalidPayload("invalid_field", f"{path or 'The body'} must be {wanted}, not {given}.", path or None)
     code = "too_many" if re.search(r"`(array|object)` of length <=", text) else "invalid_field"
-    return InvalidPayload(code, f"{path or 'The body'}: {text[0].lower()}{text[1:_MAX_SHOWN]}.", path or None)
+    return InvalidPayload(code, f"{path or 'The body'} {_rule(text)}.", path or None)
+
+
+def _rule(text: str) -> str:
+    for complaint, rule in _RULES.items():
+        if found := re.fullmatch(complaint, text):
+            return rule.format(*found.groups())
+    return f"is invalid: {text[:_MAX_SHOWN]}"
 
 
 def _choices(kind: Any, name: str) -> str:

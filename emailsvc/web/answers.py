@@ -16,6 +16,10 @@ from emailsvc.vocabulary import Reason, Resolution, Status
 WholeNumber = Annotated[float, Meta(ge=1, le=10_000, multiple_of=1, extra_json_schema={"type": "integer"})]
 
 
+# Its pattern is checked where it is read, which can say what it should be.
+Cursor = Annotated[str, Meta(extra_json_schema={"pattern": CURSOR}, description="`next_cursor` of the page before.")]
+
+
 class Problem(msgspec.Struct, omit_defaults=True):
     """RFC 9457. ``code`` is stable; ``field`` names what is at fault in the request, ``problems`` what is not ready."""
 
@@ -72,7 +76,7 @@ class DeadLetterQuery(msgspec.Struct, forbid_unknown_fields=True):
     until: Moment | None = None
     resolved: Annotated[int, Meta(ge=0, le=1, description="1 lists the resolved ones.")] = 0
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
-    cursor: Annotated[str, Meta(pattern=CURSOR, description="`next_cursor` of the page before.")] | None = None
+    cursor: Cursor | None = None
 
 
 class ReplayRequest(msgspec.Struct, forbid_unknown_fields=True):

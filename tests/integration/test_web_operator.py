@@ -227,7 +227,22 @@ def test_a_bad_choice_or_number_is_answered_with_what_is_allowed(client: FlaskCl
         return str(answer.json["detail"])
 
     assert detail(reason="foo") == "reason is rejected, exhausted, expired, uncertain or unreachable."
-    assert detail(limit=1.5) == "limit: expected a whole number."
+    assert detail(limit=1.5) == "limit must be a whole number."
+    assert detail(limit=0) == "limit must be at least 1."
+    assert detail(limit=10_001) == "limit must be at most 10000."
+
+
+def test_a_bad_query_is_answered_with_what_is_allowed(client: FlaskClient) -> None:
+    def detail(query: str) -> str:
+        answer = client.get(f"/stats/dead-letters?{query}")
+        assert answer.json is not None
+        assert (answer.status_code, answer.json["code"]) == (400, "invalid_field")
+        return str(answer.json["detail"])
+
+    assert detail("limit=201") == "limit must be at most 200."
+    assert detail("cursor=x") == "cursor must be the `next_cursor` of a page."
+    assert detail("since=yesterday") == "since must be a time with an offset, such as 2030-01-31T08:00:00Z."
+    assert detail("limit=1&limit=2") == "limit must be a number, not an array."
 
 
 def test_delivery_is_paused_and_resumed(client: FlaskClient) -> None:

@@ -274,6 +274,29 @@ def test_a_bad_attachment_is_named_by_its_place(change: dict[str, Any], code: st
     assert refusal(encode(attachments=[PDF, PDF | change])) == (code, f"attachments[1].{field}")
 
 
+@pytest.mark.parametrize(
+    ("changes", "detail"),
+    [
+        ({"email_id": ""}, "email_id may not be empty."),
+        ({"email_id": "x" * 256}, "email_id may have at most 255 characters."),
+        ({"subject": "x" * 999}, "subject may have at most 998 characters."),
+        ({"headers": {"X-A": "a" * 999}}, "headers.X-A may have at most 998 characters."),
+        ({"headers": {f"X-{n}": "" for n in range(51)}}, "headers may have at most 50 entries."),
+        ({"attachments": [PDF] * 51}, "attachments may have at most 50 entries."),
+        ({"attachments": [PDF | {"content": "?"}]}, "attachments[0].content must be base64 with padding."),
+        ({"send_at": "tomorrow"}, "send_at must be a time with an offset, such as 2030-01-31T08:00:00Z."),
+        ({"send_at": "2030-01-01T00:00:00"}, "send_at must be a time with an offset, such as 2030-01-31T08:00:00Z."),
+        ({"send_at": 5}, "send_at must be a time, not a number."),
+    ],
+)
+def test_what_breaks_a_limit_is_answered_with_the_field_and_what_is_allowed(
+    changes: dict[str, Any], detail: str
+) -> None:
+    with pytest.raises(InvalidPayload) as raised:
+        parse(**changes)
+    assert raised.value.detail == detail
+
+
 def test_attachments_are_complete_and_not_too_many() -> None:
     for name in PDF:
         part = {key: value for key, value in PDF.items() if key != name}
