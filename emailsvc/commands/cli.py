@@ -6,7 +6,6 @@ import json
 import sys
 import uuid
 from collections.abc import Callable
-from typing import Any
 
 import click
 import msgspec
@@ -31,7 +30,7 @@ REASONS = [reason.value for reason in Reason]
 class Command(click.Command):
     """Works on the database, whose schema it ensures; says what is wrong in one sentence instead of a traceback."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         try:
             schema.ensure(current_app._get_current_object(), service().engine)  # type: ignore[attr-defined]
             return super().invoke(ctx)
@@ -48,7 +47,7 @@ def register(app: Flask) -> None:
         app.cli.add_command(command)
 
 
-def _show(value: Any) -> None:
+def _show(value: object) -> None:
     click.echo(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False))
 
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 from urllib.request import urlopen
 
 import click
@@ -124,7 +123,7 @@ def _guard() -> Iterator[Callable[[Process], Process]]:
 def _stop_requested() -> Iterator[list[int]]:
     received: list[int] = []
 
-    def note(signum: int, _frame: Any) -> None:
+    def note(signum: int, _frame: object) -> None:
         received.append(signum)
 
     numbers = [signal.SIGINT, signal.SIGTERM]

@@ -27,10 +27,10 @@ _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?"
 LOCAL_PART = rf"(?![^@]{{{MAX_LOCAL_PART + 1}}})[{_ATEXT}]+(?:\.[{_ATEXT}]+)*"
 DOMAIN = rf"{_LABEL}(?:\.{_LABEL})*"
 ADDRESS = rf"^{LOCAL_PART}@{DOMAIN}$"
-HEADER_NAME = r"^[A-Za-z0-9!#$%&'*+\-.^_`|~]+$"
+_WORD = r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+"  # token, RFC 9110 §5.6.2
+HEADER_NAME = f"^{_WORD}$"
 
 _TYPE_NAME = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+\-]{0,126}"  # RFC 6838 §4.2
-_WORD = r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+"
 _PARAMETER = rf'; ?{_WORD}=(?:{_WORD}|"[ !#-\[\]-~]*")'
 _COMPOSITE = r"(?![Mm][Uu][Ll][Tt][Ii][Pp][Aa][Rr][Tt]/|[Mm][Ee][Ss][Ss][Aa][Gg][Ee]/)"
 CONTENT_TYPE = rf"^{_COMPOSITE}{_TYPE_NAME}/{_TYPE_NAME}(?:{_PARAMETER})*$"

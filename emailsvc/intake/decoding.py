@@ -61,14 +61,14 @@ def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
         raise InvalidPayload("invalid_json", f"The body is not JSON: {exc}.") from exc
 
 
-def translate(error: msgspec.ValidationError, kind: Any, raw: bytes = b"") -> InvalidPayload:
+def translate(error: msgspec.ValidationError, kind: type, raw: bytes = b"") -> InvalidPayload:
     """What is wrong with ``raw``, or with another source of a ``kind``, in words for its client."""
     text, path = _split(str(error))
     named = _FIELD_NAMED.fullmatch(text)
     if named:
-        kind, name = named.groups()
+        wrong, name = named.groups()
         field = _join(path, name[:_MAX_SHOWN])
-        if kind == "missing required":
+        if wrong == "missing required":
             return InvalidPayload("missing_field", f"{field} is required.", field)
         return InvalidPayload("unknown_field", f"{field} is not a field of this request.", field)
     if path.endswith("[...]"):
@@ -90,7 +90,7 @@ def _rule(text: str) -> str:
     return f"is invalid: {text[:_MAX_SHOWN]}"
 
 
-def _choices(kind: Any, name: str) -> str:
+def _choices(kind: type, name: str) -> str:
     """The values of a declared enum, as in "high, normal or low"."""
     (declared,) = (field.type for field in msgspec.structs.fields(kind) if field.encode_name == name)
     *values, last = next(list[str](one) for one in (*get_args(declared), declared) if isinstance(one, enum.EnumType))
@@ -120,7 +120,7 @@ def _member_at_fault(raw: bytes, path: str) -> str:
     return path if _surrogate(name) else _join(path, name[:_MAX_SHOWN])
 
 
-def _fits_header(name: str, value: Any) -> bool:
+def _fits_header(name: str, value: object) -> bool:
     return isinstance(value, str) and 0 < len(name) <= 76 and len(value) <= 998
 
 
@@ -143,8 +143,8 @@ def read_leniently(raw: bytes) -> Any:
     return json.loads(raw.decode("utf-8", "surrogateescape"), parse_constant=lambda _: "\ud800")
 
 
-def path_of_surrogate(value: Any, path: str = "") -> str | None:
-    members: Iterable[tuple[str, Any]]
+def path_of_surrogate(value: object, path: str = "") -> str | None:
+    members: Iterable[tuple[str, object]]
     if isinstance(value, str):
         return path or None if _surrogate(value) else None
     if isinstance(value, dict):

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -182,7 +182,7 @@ def _items_leniently(raw: bytes) -> list[bytes] | None:
         return None
 
 
-def _without_state(item: Any) -> Any:
+def _without_state(item: object) -> object:
     """Any value may stand there, also one that Python reads and does not write as JSON (1e999)."""
     if not isinstance(item, dict) or path_of_surrogate(item.get("state"), "state"):
         return item
@@ -242,7 +242,7 @@ def fingerprint(payload: EmailPayload) -> str:
     decoded bytes. So field order, header order, escapes and white space in the posted JSON do not matter, and neither
     do ``send_at``, ``expires_at``, ``priority``, ``on_uncertain`` and ``state``.
     """
-    content: dict[str, Any] = {"user": payload.user, "subject": payload.subject, "body": payload.body}
+    content: dict[str, object] = {"user": payload.user, "subject": payload.subject, "body": payload.body}
     if payload.html is not None:
         content["html"] = payload.html
     if payload.from_address is not None:

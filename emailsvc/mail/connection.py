@@ -12,12 +12,9 @@ import socket
 import ssl
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 from emailsvc.mail.line import Line
-
-if TYPE_CHECKING:
-    from emailsvc.settings.parsers import SmtpServer
+from emailsvc.settings.parsers import SmtpServer
 
 MAX_LINE = 8192
 MAX_REPLY = 65536

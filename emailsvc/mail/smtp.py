@@ -10,7 +10,6 @@ import logging
 import re
 import ssl
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from emailsvc.clock import monotonic
 from emailsvc.mail import Outcome, Result
@@ -20,9 +19,7 @@ from emailsvc.mail.line import Line
 from emailsvc.mail.meaning import ACCOUNT, BAD_CONNECTION, CLOSING, Refused, Stale, of_dot
 from emailsvc.mail.message import Letter
 from emailsvc.mail.transport import Transport
-
-if TYPE_CHECKING:
-    from emailsvc.settings.parsers import SmtpServer
+from emailsvc.settings.parsers import SmtpServer
 
 logger = logging.getLogger(__name__)
 

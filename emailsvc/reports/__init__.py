@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from emailsvc.reports.delivery import delivery_state
-from emailsvc.reports.emails import email, lookup
-from emailsvc.reports.invariant import violations
-from emailsvc.reports.letters import dead_letter, dead_letters
-from emailsvc.reports.ready import MIN_FREE_BYTES, disk_is_full, readiness
-from emailsvc.reports.snapshots import snapshot
-from emailsvc.reports.totals import stats
-
-__all__ = [
-    "MIN_FREE_BYTES",
-    "dead_letter",
-    "dead_letters",
-    "delivery_state",
-    "disk_is_full",
-    "email",
-    "lookup",
-    "readiness",
-    "snapshot",
-    "stats",
-    "violations",
-]
+from emailsvc.reports.delivery import delivery_state as delivery_state
+from emailsvc.reports.emails import email as email
+from emailsvc.reports.emails import lookup as lookup
+from emailsvc.reports.invariant import violations as violations
+from emailsvc.reports.letters import dead_letter as dead_letter
+from emailsvc.reports.letters import dead_letters as dead_letters
+from emailsvc.reports.ready import MIN_FREE_BYTES as MIN_FREE_BYTES
+from emailsvc.reports.ready import disk_is_full as disk_is_full
+from emailsvc.reports.ready import readiness as readiness
+from emailsvc.reports.snapshots import snapshot as snapshot
+from emailsvc.reports.totals import stats as stats

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
@@ -39,7 +40,7 @@ _FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Connection(TConn):  # type: ignore[misc]
-    def __init__(self, cfg: Any, client: Client, address: Any, server: Any) -> None:
+    def __init__(self, cfg: object, client: Client, address: object, server: object) -> None:
         super().__init__(cfg, client, address, server)
         self.data_ready = True  # a thread waits for none
         self.keep = False
@@ -52,7 +53,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     wsgi: Any
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self.waiting: dict[Connection, None] = {}  # for their client, the longest first
         self.held = 0
@@ -67,7 +68,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         )
         self.most_held = max(MIN_HELD_BYTES, HELD_REQUESTS * self.limits.body)
 
-        def serve_in_time(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        def serve_in_time(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             environ["emailsvc.arrived"] = environ["gunicorn.socket"].arrived
             answer: Iterable[bytes] = serve(environ, start_response)
             return answer
@@ -125,7 +126,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     # The answer goes out
 
-    def finish_request(self, conn: Connection, fs: Future[Any]) -> None:
+    def finish_request(self, conn: Connection, fs: Future[object]) -> None:
         conn.keep = not fs.cancelled() and fs.exception() is None and bool(fs.result())
         conn.sock.begin_next(conn.parser.unreader.take_buffered() if conn.parser else b"")
         self._transmit(conn, conn.sock)

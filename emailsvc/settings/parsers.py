@@ -142,14 +142,8 @@ def _is_url(text: str) -> bool:
 
 def smtp_url(text: str) -> SmtpServer:
     expected = "a URL like smtp://user:password@host:587 or smtps://…:465 (percent-encode @ : / in the password)"
-    try:
-        url = urlsplit(text)
-        port = url.port
-    except ValueError as exc:
-        raise Bad(expected) from exc
-    if url.scheme not in ("smtp", "smtps") or not url.hostname or url.path not in ("", "/"):
-        raise Bad(expected)
-    if port == 0 or url.fragment:
+    url = urlsplit(text) if _is_url(text) else urlsplit("")
+    if url.scheme not in ("smtp", "smtps") or not url.hostname or url.path not in ("", "/") or url.fragment:
         raise Bad(expected)
     if url.query not in ("", "starttls=off") or (url.query and url.scheme == "smtps"):
         raise Bad(expected + "; the only option is ?starttls=off, of smtp://")
@@ -161,7 +155,7 @@ def smtp_url(text: str) -> SmtpServer:
         tls, default_port = "starttls", 587
     user = unquote(url.username) if url.username else None
     password = unquote(url.password) if url.password else None
-    return SmtpServer(url.hostname, port or default_port, tls, user, password)
+    return SmtpServer(url.hostname, url.port or default_port, tls, user, password)
 
 
 def header_name(text: str) -> str:

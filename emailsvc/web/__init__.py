@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Flask
 
@@ -25,13 +25,13 @@ def register(app: Flask) -> None:
     problems.register(app)
     for blueprint in BLUEPRINTS:
         app.register_blueprint(blueprint)
-    app.wsgi_app = _prompt(app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = _prompt(app.wsgi_app)  # type: ignore[method-assign, assignment]
 
 
-def _prompt(serve: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+def _prompt(serve: WSGIApplication) -> WSGIApplication:
     """Webhooks, and what anybody may ask for meanwhile, are answered in time; what an operator changes may take it."""
 
-    def serve_promptly(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    def serve_promptly(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         changes = environ["REQUEST_METHOD"] not in auth.SAFE_METHODS
         if changes and not environ["PATH_INFO"].startswith("/webhook/"):
             return serve(environ, start_response)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Literal, TypeVar, get_type_hints
 
 import msgspec
 from flask import Blueprint, Flask, Response, request
@@ -20,6 +20,7 @@ from emailsvc.web.reading import answer, json_as, optional_json_as, query_as
 
 Access = Literal["client", "operator", "anyone"]
 Codes = tuple[str, ...]  # of ``codes.py``, which knows their statuses
+Content = type[msgspec.Struct] | str  # a declaration, or a media type for what is not JSON
 View = TypeVar("View", bound=Callable[..., msgspec.Struct | Response])
 
 _CLOSED = ("not_configured", "bad_host")
@@ -70,11 +71,11 @@ class Route:
     path: str
     access: Access
     summary: str
-    answers: Mapping[int, Any]  # by status: a declaration, or a media type for what is not JSON, or several of them
+    answers: Mapping[int, Content | tuple[Content, ...]]  # by status
     more: Codes  # beside the codes of every route like it
-    body: Any
+    body: type[msgspec.Struct] | None
     body_required: bool
-    query: Any
+    query: type[msgspec.Struct] | None
 
     @property
     def codes(self) -> dict[int, Codes]:
@@ -105,9 +106,9 @@ class Routes(Blueprint):
         access: Access,
         summary: str,
         *,
-        answers: Mapping[int, Any] | None = None,
+        answers: Mapping[int, Content | tuple[Content, ...]] | None = None,
         codes: Codes = (),
-        body: Any = None,
+        body: type[msgspec.Struct] | None = None,
         body_required: bool = True,
     ) -> Callable[[View], View]:
         """What the view returns is its answer 200, its parameters ``body`` and ``query`` are read from the request.
@@ -124,21 +125,23 @@ class Routes(Blueprint):
             self.table.append(route)
             self._guards[f"{self.name}.{view.__name__}"] = _GUARDS[access]
             rule = re.sub(r"{(\w+)}", r"<\1:\1>", path)
-            self.add_url_rule(rule, view.__name__, _answering(view, route, hints), methods=[method])
+            self.add_url_rule(
+                rule, view.__name__, _answering(view, route, reads_body="body" in hints), methods=[method]
+            )
             return view
 
         return register
 
 
 def _answering(
-    view: Callable[..., msgspec.Struct | Response], route: Route, hints: Mapping[str, Any]
+    view: Callable[..., msgspec.Struct | Response], route: Route, *, reads_body: bool
 ) -> Callable[..., Response]:
     read = json_as if route.body_required else optional_json_as
 
-    def answering(**arguments: Any) -> Response:
-        if "body" in hints:
+    def answering(**arguments: object) -> Response:
+        if reads_body and route.body is not None:
             arguments["body"] = read(route.body)
-        if "query" in hints:
+        if route.query is not None:
             arguments["query"] = query_as(route.query)
         content = view(**arguments)
         return content if isinstance(content, Response) else answer(content)

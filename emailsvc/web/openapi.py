@@ -14,7 +14,7 @@ from emailsvc.context import service
 from emailsvc.intake import addresses
 from emailsvc.intake.payload import Rules
 from emailsvc.web.answers import Problem
-from emailsvc.web.contract import PATH_PARAMETERS, Route, Routes, routes_of
+from emailsvc.web.contract import PATH_PARAMETERS, Content, Route, Routes, routes_of
 from emailsvc.web.problems import MEDIA_TYPE
 from emailsvc.web.reading import answer
 
@@ -94,18 +94,15 @@ def _any_case(name: str) -> str:
     return "".join(f"[{ch.upper()}{ch}]" if ch.isalpha() else ch for ch in name)
 
 
-def _declarations(route: Route) -> list[Any]:
+def _declarations(route: Route) -> list[type[msgspec.Struct]]:
     kinds = [kind for content in route.answers.values() for kind in _contents(content).values() if kind is not None]
     return [kind for kind in (route.body, route.query, *kinds) if kind is not None]
 
 
-def _contents(content: Any) -> dict[str, Any]:
+def _contents(content: Content | tuple[Content, ...]) -> dict[str, type[msgspec.Struct] | None]:
     """Media types and their declarations; None where it is not a declared structure."""
-    found = {}
-    for kind in content if isinstance(content, tuple) else (content,):
-        declared = not isinstance(kind, str)
-        found["application/json" if declared else kind] = kind if declared else None
-    return found
+    kinds = content if isinstance(content, tuple) else (content,)
+    return dict((kind, None) if isinstance(kind, str) else ("application/json", kind) for kind in kinds)
 
 
 def _operation(route: Route) -> Json:
@@ -149,12 +146,12 @@ def _without_null(schema: Json) -> Json:
     return rest
 
 
-def _schema(kind: Any) -> Json:
+def _schema(kind: object) -> Json:
     (schema,), _ = msgspec.json.schema_components([kind], ref_template=_REF)
     return dict(schema)
 
 
-def _answer(status: int, content: Any) -> Json:
+def _answer(status: int, content: Content | tuple[Content, ...]) -> Json:
     media = {name: {"schema": _schema(kind)} if kind else {} for name, kind in _contents(content).items()}
     return {"description": HTTP_STATUS_CODES[status], "content": media}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 from flask import Response, request
@@ -76,5 +76,5 @@ def _number(text: str) -> str | int:
     return int(text) if re.fullmatch("-?[0-9]{1,18}", text, re.ASCII) else text
 
 
-def answer(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def answer(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(content) + b"\n", status, headers, mimetype="application/json")
