@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 EMAILS_PER_CONNECTION = 100  # servers close with 421 after 25 to 350
 QUIT_SECONDS = 1.0
+CHECK_SECONDS = 15.0
 
 _leading_dot = re.compile(rb"(?m)^\.")
 
@@ -173,11 +174,11 @@ class SmtpTransport(Transport):
             logger.info("Leaving DATA failed: %s", type(exc).__name__)
 
 
-def check(server: SmtpServer, *, timeout: float = 15.0, context: ssl.SSLContext | None = None) -> str:
+def check(server: SmtpServer) -> str:
     """Connect, log in and QUIT. The server's greeting; ConnectFailed with the step and the server's reply."""
     line = Line()
-    line.begin(monotonic() + timeout)
-    connection = Connection(server, line, context)
+    line.begin(monotonic() + CHECK_SECONDS)
+    connection = Connection(server, line)
     greeting = connection.open()
     line.rest(monotonic() + QUIT_SECONDS)
     _quit(connection)
