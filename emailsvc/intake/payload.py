@@ -235,12 +235,8 @@ def in_utc(moment: datetime | None) -> datetime | None:
 def fingerprint(payload: EmailPayload) -> str:
     """SHA-256 over what the recipient would get, as given; 64 hexadecimal digits.
 
-    It is taken over a JSON object in UTF-8 with keys sorted and no blanks between tokens (in Python:
-    ``json.dumps(…, sort_keys=True, separators=(",", ":"), ensure_ascii=False)``), of these fields of the payload:
-    ``user``, ``subject``, ``body``, ``html``, ``from``, ``reply_to``, ``headers``, ``attachments``. Absent and null
-    fields and an empty list or object are left out; each attachment's ``content`` is replaced by the SHA-256 of its
-    decoded bytes. So field order, header order, escapes and white space in the posted JSON do not matter, and neither
-    do ``send_at``, ``expires_at``, ``priority``, ``on_uncertain`` and ``state``.
+    "Same content" in the README of the HTTP interface is its definition. A field that is absent is left out, so that
+    one which is added later changes no fingerprint of before.
     """
     content: dict[str, object] = {"user": payload.user, "subject": payload.subject, "body": payload.body}
     if payload.html is not None:
