@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from flask import current_app
 from sqlalchemy import Engine
 
+from emailsvc.intake.payload import NewEmail
 from emailsvc.settings.config import Config
+
+if TYPE_CHECKING:
+    from emailsvc.outbox import Accepted
 
 
 @dataclass(frozen=True)
 class Service:
-    """``wake`` asks for a drain; it never raises, and never blocks for 2 s."""
+    """``wake`` asks for a drain; it never raises, and never blocks for 2 s. ``accept`` stores a webhook's e-mail and
+    asks for a drain by itself.
+    """
 
     config: Config
     engine: Engine
     wake: Callable[[], None]
+    accept: Callable[[NewEmail], Accepted]
 
 
 def service() -> Service:

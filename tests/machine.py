@@ -57,6 +57,25 @@ def _failure(how: str) -> OperationalError:
     return OperationalError("(scripted)", None, gone)
 
 
+class Unheard:
+    """A connection whose answer gets lost, though what it was asked to do is done."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def execution_options(self, **options: Any) -> Unheard:
+        self._connection.execution_options(**options)
+        return self
+
+    def __enter__(self) -> Connection:
+        return self._connection
+
+    def __exit__(self, *failure: object) -> None:
+        self._connection.close()
+        if failure == (None, None, None):
+            raise _failure("lost")
+
+
 class Line:
     """An engine whose every transaction asks first what will become of it."""
 
@@ -75,11 +94,12 @@ class Line:
         if how == "lost":
             raise _failure(how)
 
-    def connect(self) -> Connection:
+    def connect(self) -> Connection | Unheard:
         how = self._ask()
-        if how != "ok":
+        if how not in ("ok", "lost"):
             raise _failure(how)
-        return self.engine.connect()
+        connection = self.engine.connect()
+        return connection if how == "ok" else Unheard(connection)
 
 
 @dataclass(eq=False)

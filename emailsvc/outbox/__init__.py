@@ -4,7 +4,7 @@ Its moves are made by ``moves``, and there alone. Every function here is one tra
 nothing is sent while one is open.
 """
 
-from emailsvc.outbox.accepting import Accepted, Verdict, accept, accept_many
+from emailsvc.outbox.accepting import Accepted, Reception, Verdict, accept, accept_many
 from emailsvc.outbox.cancelling import cancel
 from emailsvc.outbox.claims import Claim, Claimed, Idle, IdleReason, claim, recover, release, renew
 from emailsvc.outbox.contents import CARRIED_BYTES, Content, attachments, content
@@ -27,6 +27,7 @@ __all__ = [
     "Idle",
     "IdleReason",
     "InDoubt",
+    "Reception",
     "Recorded",
     "Released",
     "Resolved",

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import enum
 import uuid
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, insert, update
+from sqlalchemy import Connection, Engine, insert
 
-from emailsvc.db.models import PRIORITIES, Email, StoredAttachment
+from emailsvc.db.groupcommit import LOCK_MILLISECONDS, GroupCommit
+from emailsvc.db.models import PRIORITIES, StoredAttachment
+from emailsvc.db.promptness import seconds_left
 from emailsvc.intake import addresses
 from emailsvc.intake.payload import NewEmail
 from emailsvc.outbox import moves
-from emailsvc.outbox.counters import Kind, add_to_counter
 from emailsvc.outbox.moves import Kept
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.settings.config import Config
 from emailsvc.vocabulary import Status
+
+MAX_SHARED_BYTES = 256 * 1024
+"""A larger e-mail shares its commit with no other: it would hold the others up."""
+
+_Round = dict[str, list[int]]
+"""For one statement, in which an id stands once: the numbers of the e-mails that have it, all with the same content."""
 
 
 class Verdict(enum.StrEnum):
@@ -29,9 +35,6 @@ class Verdict(enum.StrEnum):
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
     MISMATCH = "mismatch"
-
-
-_COUNTED_AS: dict[Verdict, Kind] = {Verdict.DUPLICATE: "duplicates", Verdict.MISMATCH: "mismatches"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Accepted:
     due: bool
 
 
-def _row(email: NewEmail, config: Config) -> dict[str, Any]:
+def _row(email: NewEmail, more: int, config: Config) -> dict[str, Any]:
     other = {"from": email.from_address, "reply_to": email.reply_to, "headers": dict(email.headers)}
     domain = config.mail_from.rpartition("@")[2]
     domain = addresses.to_ascii(domain) or domain
@@ -64,66 +67,72 @@ def _row(email: NewEmail, config: Config) -> dict[str, Any]:
         "priority": PRIORITIES[email.priority],
         "on_uncertain": email.on_uncertain or config.on_uncertain,
         "send_at": email.send_at,
-        "not_before": email.send_at,
         "expires_at": email.expires_at,
+        "duplicates": more,
     }
-
-
-def _answer(row: Kept, verdict: Verdict, duplicates: int) -> Accepted:
-    due = row.status == Status.PENDING and bool(row.due)
-    return Accepted(verdict, row.email_id, Status(row.status), row.received_at, duplicates, due)
-
-
-def _verdict(row: Kept, email: NewEmail) -> Verdict:
-    return Verdict.DUPLICATE if row.fingerprint == email.fingerprint else Verdict.MISMATCH
 
 
 def accept(engine: Engine, email: NewEmail, config: Config) -> Accepted:
     """Store one e-mail, or count it as the duplicate or mismatch of a stored one. Committed when it returns."""
-    with engine.begin() as connection:
-        (row,) = moves.accept(connection, [_row(email, config)])
-        if row.is_new:
-            _store_attachments(connection, [(row.id, email)])
-            return _answer(row, Verdict.ACCEPTED, 0)
-        verdict = _verdict(row, email)
-        _count(connection, {verdict: 1})
-        return _answer(row, verdict, row.duplicates)
+    return accept_many(engine, [email], config)[0]
 
 
-def accept_many(engine: Engine, emails: Sequence[NewEmail], config: Config) -> list[Accepted]:
-    """The same for many, in the order given, in a few statements and one transaction.
+def accept_many(
+    engine: Engine, emails: Sequence[NewEmail], config: Config, lock_milliseconds: int | None = None
+) -> list[Accepted]:
+    """The same for many, in the order given, in one transaction.
 
-    Rows are locked in the order of their ids, so two batches never wait for each other in a circle; a circle with a
-    worker that holds several of the rows is broken by PostgreSQL and tried again.
+    A circle of waits with a worker that holds several of the rows is broken by PostgreSQL and tried again. There a row
+    is waited for no longer than ``lock_milliseconds``, if given.
     """
-    return in_transaction(engine, lambda connection: _accept_many(connection, emails, config)) if emails else []
+    rounds = _rounds(emails)
+
+    def work(connection: Connection) -> list[Accepted]:
+        answers: dict[int, Accepted] = {}
+        for given in rounds:
+            answers.update(_accept_round(connection, emails, given, config, lock_milliseconds))
+        return [answers[number] for number in range(len(emails))]
+
+    simple = len(rounds) == 1 and not any(email.attachments for email in emails)
+    return in_transaction(engine, work, one_statement=simple) if emails else []
 
 
-def _accept_many(connection: Connection, emails: Sequence[NewEmail], config: Config) -> list[Accepted]:
-    first: dict[str, NewEmail] = {}
-    for email in emails:
-        first.setdefault(email.email_id, email)
-    ordered = [_row(first[email_id], config) for email_id in sorted(first)]
-    rows = {row.email_id: row for row in moves.accept(connection, ordered)}
-    _store_attachments(
-        connection, [(rows[email.email_id].id, email) for email in first.values() if rows[email.email_id].is_new]
-    )
-    answers: list[Accepted] = []
-    counts: Counter[Verdict] = Counter()
-    repeats: dict[str, Counter[Verdict]] = defaultdict(Counter)
-    for email in emails:
-        row = rows[email.email_id]
-        if email is first[email.email_id] and row.is_new:
-            answers.append(_answer(row, Verdict.ACCEPTED, 0))
+def _rounds(emails: Sequence[NewEmail]) -> list[_Round]:
+    rounds: list[_Round] = []
+    for number, email in enumerate(emails):
+        known = (one[email.email_id] for one in rounds if email.email_id in one)
+        alike = next((numbers for numbers in known if emails[numbers[0]].fingerprint == email.fingerprint), None)
+        if alike is not None:
+            alike.append(number)
             continue
-        verdict = _verdict(row, email)
-        counts[verdict] += 1
-        if email is not first[email.email_id]:
-            repeats[email.email_id][verdict] += 1
-        answers.append(_answer(row, verdict, row.duplicates + repeats[email.email_id][Verdict.DUPLICATE]))
-    _add_repeats(connection, repeats)
-    _count(connection, counts)
-    return answers
+        free = next((one for one in rounds if email.email_id not in one), None)
+        if free is None:
+            rounds.append(free := {})
+        free[email.email_id] = [number]
+    return rounds
+
+
+def _accept_round(
+    connection: Connection, emails: Sequence[NewEmail], given: _Round, config: Config, lock_milliseconds: int | None
+) -> Iterator[tuple[int, Accepted]]:
+    rows = [_row(emails[numbers[0]], len(numbers) - 1, config) for numbers in given.values()]
+    kept = moves.accept(connection, rows, lock_milliseconds)
+    _store_attachments(connection, [(row.id, emails[given[row.email_id][0]]) for row in kept if row.is_new])
+    for row in kept:
+        for place, number in enumerate(given[row.email_id]):
+            yield number, _answer(row, emails[number], place)
+
+
+def _answer(row: Kept, email: NewEmail, place: int) -> Accepted:
+    """``place``: how many like it were given before."""
+    due = row.status == Status.PENDING and bool(row.due)
+    if row.is_new and place == 0:
+        verdict, duplicates = Verdict.ACCEPTED, 0
+    elif row.fingerprint == email.fingerprint:
+        verdict, duplicates = Verdict.DUPLICATE, row.duplicates - row.more + place
+    else:
+        verdict, duplicates = Verdict.MISMATCH, row.duplicates
+    return Accepted(verdict, row.email_id, Status(row.status), row.received_at, duplicates, due)
 
 
 def _store_attachments(connection: Connection, owners: list[tuple[int, NewEmail]]) -> None:
@@ -136,23 +145,30 @@ def _store_attachments(connection: Connection, owners: list[tuple[int, NewEmail]
         connection.execute(insert(StoredAttachment), rows)
 
 
-_REPEATS = (
-    update(Email)
-    .where(Email.email_id == bindparam("key"))
-    .values(duplicates=Email.duplicates + bindparam("more"), mismatches=Email.mismatches + bindparam("others"))
-)
+class Reception:
+    """Accepts the e-mails of many threads: those that come together share a commit, and ask for one drain.
 
+    Large ones go alone, and so do those with attachments, which take several statements. ``wake`` must not block.
+    """
 
-def _add_repeats(connection: Connection, repeats: Mapping[str, Mapping[Verdict, int]]) -> None:
-    changed = [
-        {"key": key, "more": counts[Verdict.DUPLICATE], "others": counts[Verdict.MISMATCH]}
-        for key, counts in sorted(repeats.items())
-        if any(counts.values())
-    ]
-    if changed:
-        connection.execute(_REPEATS, changed)
+    def __init__(self, engine: Engine, config: Config, wake: Callable[[], None]) -> None:
+        self._engine, self._config, self._wake = engine, config, wake
+        self._grouped = GroupCommit(self._accept_together, self._accept_alone)
 
+    def accept(self, email: NewEmail) -> Accepted:
+        """Committed when it returns. Raises the database's errors, also when the time of the request is up."""
+        if email.attachments or email.size > MAX_SHARED_BYTES:
+            return self._accept_alone(email)
+        return self._grouped(email, seconds_left())
 
-def _count(connection: Connection, counts: Mapping[Verdict, int]) -> None:
-    for verdict, value in sorted(counts.items()):
-        add_to_counter(connection, _COUNTED_AS[verdict], value)
+    def _accept_together(self, emails: Sequence[NewEmail]) -> list[Accepted]:
+        return self._woken(accept_many(self._engine, emails, self._config, LOCK_MILLISECONDS))
+
+    def _accept_alone(self, email: NewEmail) -> Accepted:
+        return self._woken([accept(self._engine, email, self._config)])[0]
+
+    def _woken(self, answers: list[Accepted]) -> list[Accepted]:
+        """After the commit, and for duplicates too: the first one's wake-up may have been lost."""
+        if any(accepted.due for accepted in answers):
+            self._wake()
+        return answers

@@ -6,7 +6,7 @@ import secrets
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, func
+from sqlalchemy import ColumnElement, Connection, FromClause, SmallInteger, bindparam, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from emailsvc.db.models import Counter
@@ -19,15 +19,14 @@ Kind = Literal[
 ]  # fmt: skip
 
 
-def _add(dialect: Any) -> Any:
-    statement = dialect.insert(Counter)
+def _summing(statement: Any) -> Any:
     return statement.on_conflict_do_update(
         index_elements=[Counter.hour, Counter.kind, Counter.shard],
         set_={"value": Counter.value + statement.excluded.value},
     )
 
 
-_ADD = {"postgresql": _add(postgresql), "sqlite": _add(sqlite)}
+_ADD = {"postgresql": _summing(postgresql.insert(Counter)), "sqlite": _summing(sqlite.insert(Counter))}
 
 
 def add_to_counter(
@@ -37,11 +36,22 @@ def add_to_counter(
 
     Without ``hour`` it is the current one.
     """
-    values = {"hour": _this_hour(connection) if hour is None else hour, "kind": kind, "value": value}
-    connection.execute(_ADD[connection.dialect.name].values(**values, shard=secrets.randbelow(COUNTER_SHARDS)))
+    values = {"hour": _this_hour(connection.dialect.name) if hour is None else hour, "kind": kind, "value": value}
+    connection.execute(_ADD[connection.dialect.name].values(**values, shard=any_shard()))
 
 
-def _this_hour(connection: Connection) -> ColumnElement[Any]:
-    if connection.dialect.name == "postgresql":
+def adding(seen: FromClause) -> Any:
+    """The same on PostgreSQL, as part of another statement: adds the kinds and values of ``seen``. Takes ``shard``."""
+    shard = bindparam("shard", type_=SmallInteger())
+    source = select(_this_hour("postgresql"), seen.c.kind, shard, seen.c.value).order_by(seen.c.kind)
+    return _summing(postgresql.insert(Counter).from_select(["hour", "kind", "shard", "value"], source))
+
+
+def any_shard() -> int:
+    return secrets.randbelow(COUNTER_SHARDS)
+
+
+def _this_hour(dialect: str) -> ColumnElement[Any]:
+    if dialect == "postgresql":
         return func.date_trunc("hour", db_now(), "UTC")
     return func.strftime("%Y-%m-%d %H:00:00.000000", "now")

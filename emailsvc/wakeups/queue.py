@@ -31,13 +31,14 @@ from emailsvc.errors import ConfigurationError
 from emailsvc.settings.config import Config
 from emailsvc.settings.parsers import REDIS_URL
 from emailsvc.wakeups.lookout import Lookout
+from emailsvc.wakeups.ringer import Ringer
 
 log = logging.getLogger("emailsvc.queue")
 
 T = TypeVar("T")
 
 SOCKET_SECONDS = 1.0
-"""Longest wait for Redis on any one command: a webhook sends two, and is answered within 2 s."""
+"""Longest wait for Redis on any one command: a ring is two, so who waits for it does so for 2 s at most."""
 
 POP_SECONDS = 0.5
 POLL_SECONDS = 0.1
@@ -122,6 +123,7 @@ class Queue(Huey):  # type: ignore[misc]
             True  # to Huey's workers: a file is polled in ``dequeue``, where mail is looked for, too
         )
         self._silent_until = 0.0
+        self._ringer = Ringer(self.wake)
         self.started: Callable[[], None] = lambda: None
         self.stopping: Callable[[], None] = lambda: None
         self.stopped: Callable[[], None] = lambda: None
@@ -135,6 +137,10 @@ class Queue(Huey):  # type: ignore[misc]
             self.drain()
         if self._is_away:
             self.lookout.nudge()
+
+    def wake_soon(self) -> None:
+        """The same for who cannot wait: in a thread of its own, once for all who ask within a few milliseconds."""
+        self._ringer.ask()
 
     def dequeue(self) -> Any:
         """What somebody rang for; else, when the table has something due, a drain of this worker's own."""

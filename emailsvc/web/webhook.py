@@ -30,8 +30,7 @@ MISMATCH = "This email_id was accepted before with other content; the first one 
 )  # fmt: skip
 def email() -> Response:
     config = service().config
-    accepted = outbox.accept(service().engine, parse_email(json_body(), _rules(config)), config)
-    _wake_for([accepted])
+    accepted = service().accept(parse_email(json_body(), _rules(config)))
     _log(accepted)
     if accepted.status == "accepted":
         return answer(AcceptedAnswer("accepted", accepted.email_id, Status.PENDING), 202)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,16 +178,16 @@ def test_prepare_threshold_0_means_no_prepared_statements(
     assert prepared(engine_of(make_service(f"{url}?prepare_threshold=0"))) == 0
 
 
-def questions(connection: Connection, work: Callable[[Connection], object]) -> list[str]:
+def questions(driver: Any, work: Callable[[], object]) -> list[str]:
     """What libpq sends meanwhile that wants an answer: a round trip each."""
-    driver: Any = connection.connection.driver_connection
     with tempfile.TemporaryFile() as trace:
         driver.pgconn.trace(trace.fileno())
-        work(connection)
+        work()
         driver.pgconn.untrace()
         trace.seek(0)
         lines = [line.split("\t") for line in trace.read().decode().splitlines()]
-    return [" ".join(words[3:]) for words in lines if words[1] == "F" and words[3].startswith(("Query", "Sync"))]
+    sent = [words for words in lines if len(words) > 3 and words[1] == "F"]  # a statement may have several lines
+    return [" ".join(words[3:]) for words in sent if words[3].startswith(("Query", "Sync"))]
 
 
 @pytest.mark.parametrize("through", ["pooler", "nothing"])
@@ -196,14 +197,35 @@ def test_a_transaction_costs_three_round_trips(
     url = make_pooler().url(database) if through == "pooler" else postgresql.url(database)
     engine = engine_of(make_service(url))
 
-    def work(connection: Connection) -> None:
+    def work() -> None:
         connection.execute(text("SELECT CAST(:number AS int)"), {"number": 1})
         connection.commit()
 
     with engine.connect() as connection:
-        asked = questions(connection, work)
+        asked = questions(connection.connection.driver_connection, work)
     assert len(asked) == 3, asked
     assert ("SET LOCAL" in asked[0]) == (through == "pooler")
+
+
+@pytest.mark.parametrize(("through", "trips"), [("pooler", 3), ("nothing", 1)])
+def test_a_webhook_costs_one_round_trip_and_behind_a_pooler_a_transaction(
+    make_pooler: Poolers,
+    postgresql: PostgreSQL,
+    database: str,
+    through: str,
+    trips: int,
+    make_service: Callable[[str], Flask],
+) -> None:
+    """Whether it is new, a duplicate or a mismatch, which are counted in the same statement."""
+    url = make_pooler().url(database) if through == "pooler" else postgresql.url(database)
+    app = make_service(url)
+    client, engine = app.test_client(), engine_of(app)
+    for number, words, status in ((1, "First", 202), (1, "First", 200), (2, "First", 202), (1, "Other", 422)):
+        with engine.connect() as connection:  # the only one, which the webhook gets next
+            driver = connection.connection.driver_connection
+        asked = questions(driver, partial(client.post, "/webhook/email", json=email(f"m-{number}", body=words)))
+        assert len(asked) == trips, (status, asked)
+    assert [row(engine, "m-1").duplicates, row(engine, "m-1").mismatches] == [1, 1]
 
 
 def test_session_mode_works(make_pooler: Poolers, database: str, make_service: Callable[[str], Flask]) -> None:

@@ -13,6 +13,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import Engine, func, select, text
 
+from emailsvc import outbox
 from emailsvc.db.models import Email
 from emailsvc.settings.config import Config
 from tests.webkit import ON_SQLITE, StrictClient, payload
@@ -30,8 +31,9 @@ def calls() -> Calls:
 @pytest.fixture
 def app(make_app: Callable[[Config], Flask], config: Config, calls: Calls) -> Flask:
     app = make_app(config)
-    listening = replace(app.extensions["emailsvc"], wake=lambda: calls.append("wake"))
-    app.extensions["emailsvc"] = listening
+    service, wake = app.extensions["emailsvc"], lambda: calls.append("wake")
+    reception = outbox.Reception(service.engine, config, wake)
+    app.extensions["emailsvc"] = replace(service, wake=wake, accept=reception.accept)
     app.test_client_class = StrictClient
     return app
 

@@ -6,9 +6,10 @@ match was moved by somebody else first; each move says what that means. A person
 e-mail was in hand is forgotten by the move that ends it.
 """
 
+from emailsvc.outbox.moves.accepting import Kept, accept
 from emailsvc.outbox.moves.ending import Failed, Tried, defer, fail, fail_waiting, send
 from emailsvc.outbox.moves.resolving import Letter, deliver, discard, replay
-from emailsvc.outbox.moves.taking import Kept, accept, claiming, release
+from emailsvc.outbox.moves.taking import claiming, release
 from emailsvc.outbox.moves.turning import Held, Moved
 from emailsvc.outbox.moves.withdrawing import cancel, erase
 

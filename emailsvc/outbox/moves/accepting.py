@@ -1,0 +1,150 @@
+"""Accepted: one statement on the unique constraint, for one e-mail or a thousand, never look-then-insert."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    Connection,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    column,
+    func,
+    literal_column,
+    select,
+)  # fmt: skip
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import psycopg
+
+from emailsvc.db import direct
+from emailsvc.db.models import Email, status_literal
+from emailsvc.db.sqltime import UtcDateTime, db_now
+from emailsvc.outbox.counters import Kind, add_to_counter, adding, any_shard
+from emailsvc.vocabulary import Status
+
+Row = Mapping[str, Any]
+"""An e-mail to be accepted. ``duplicates``: how many more of its id and fingerprint it stands for."""
+
+_GIVEN = (
+    "email_id", "fingerprint", "recipient", "subject", "body", "html", "other", "size", "attachment_count",
+    "message_id", "priority", "on_uncertain", "send_at", "expires_at", "duplicates",
+)  # fmt: skip
+
+
+class Kept(NamedTuple):
+    """A row as accepting found or made it."""
+
+    id: int
+    email_id: str
+    fingerprint: str
+    status: str
+    duplicates: int
+    mismatches: int
+    received_at: datetime
+    due: bool
+    more: int  # than one were given
+
+    @property
+    def is_new(self) -> bool:
+        # A conflict raises one of the two by one more.
+        return self.duplicates == self.more and self.mismatches == 0
+
+
+def accept(connection: Connection, rows: Sequence[Row], lock_milliseconds: int | None = None) -> list[Kept]:
+    """``→ pending``, or so many duplicates or mismatches more of a known id, and counted as such. All rows come back.
+
+    No id is given twice. PostgreSQL locks them in the order of their ids, so that two calls never wait for each other
+    in a circle, and waits for none longer than ``lock_milliseconds``.
+    """
+    more = {row["email_id"]: row["duplicates"] for row in rows}
+    if connection.dialect.name == "postgresql":
+        found = _accept_and_count(connection, rows, lock_milliseconds)
+        return [Kept._make((*row, more[row[1]])) for row in found]
+    stored = connection.execute(_ACCEPT, [{**row, "not_before": row["send_at"]} for row in rows])
+    kept = [Kept._make((*row, more[row.email_id])) for row in stored]
+    _count(connection, kept, {row["email_id"]: row["fingerprint"] for row in rows})
+    return kept
+
+
+def _begun(send_at: ColumnElement[datetime]) -> dict[str, ColumnElement[Any]]:
+    return {
+        "status": status_literal(Status.PENDING),
+        "next_attempt_at": case((db_now() < send_at, send_at), else_=db_now()),
+        "received_at": db_now(),
+    }
+
+
+def _or_counted(statement: Any) -> Any:
+    times = statement.excluded.duplicates + 1
+    same = case((Email.fingerprint == statement.excluded.fingerprint, times), else_=0)
+    return statement.on_conflict_do_update(
+        index_elements=[Email.email_id],
+        set_={"duplicates": Email.duplicates + same, "mismatches": Email.mismatches + times - same},
+    ).returning(
+        Email.id, Email.email_id, Email.fingerprint, Email.status, Email.duplicates, Email.mismatches,
+        Email.received_at, (Email.next_attempt_at <= db_now()).label("due"),
+    )  # fmt: skip
+
+
+_ACCEPT = _or_counted(sqlite.insert(Email).values(_begun(bindparam("not_before", type_=UtcDateTime()))))
+
+
+def _count(connection: Connection, kept: Sequence[Kept], fingerprints: Mapping[str, str]) -> None:
+    counts: Counter[Kind] = Counter()
+    for row in kept:
+        same = row.fingerprint == fingerprints[row.email_id]
+        counts["duplicates" if same else "mismatches"] += row.more + (not row.is_new)
+    for kind, value in sorted(counts.items()):
+        if value:
+            add_to_counter(connection, kind, value)
+
+
+def _accepting_and_counting() -> Any:
+    """All of it in one statement, which needs no transaction around it, and whose text is the same for any number of
+    rows: they come as one JSON document. PostgreSQL reads and sorts all of them, and so sets the time limit, before it
+    locks the first.
+    """
+    columns = (Email.__table__.c[name] for name in _GIVEN)
+    typed = [column(one.name, Text() if one.name == "other" else one.type) for one in columns]
+    document = func.json_to_recordset(cast(bindparam("rows", type_=Text()), JSON))
+    given = select(document.table_valued(*typed, name="item").render_derived(with_types=True)).cte("given")
+    limit = func.coalesce(bindparam("lock_timeout", type_=Text()), func.current_setting("lock_timeout"))
+    limited = select(func.set_config("lock_timeout", limit, True)).cte("limited")
+    begun = _begun(given.c.send_at)
+    values = [cast(one, JSON) if one.name == "other" else one for one in given.c]
+    source = select(*values, *begun.values()).select_from(given, limited).order_by(given.c.email_id)
+    kept = _or_counted(postgresql.insert(Email).from_select([*_GIVEN, *begun], source)).cte("kept")
+    return select(kept).add_cte(adding(_seen(kept, given)).cte("counted"))
+
+
+def _seen(kept: Any, given: Any) -> Any:
+    same = kept.c.fingerprint == given.c.fingerprint
+    kind = case((same, literal_column("'duplicates'")), else_=literal_column("'mismatches'")).label("kind")
+    is_new = and_(kept.c.duplicates == given.c.duplicates, kept.c.mismatches == 0)
+    value = func.sum(given.c.duplicates + case((is_new, 0), else_=1)).label("value")
+    rows = kept.join(given, kept.c.email_id == given.c.email_id)
+    return select(kind, value).select_from(rows).group_by(kind).having(value > 0).subquery("seen")
+
+
+_COMPILED = _accepting_and_counting().compile(dialect=psycopg.dialect())  # type: ignore[no-untyped-call]
+_STATEMENT: str = _COMPILED.string
+_CONSTANTS: dict[str, object] = _COMPILED.params
+
+
+def _accept_and_count(
+    connection: Connection, rows: Sequence[Row], lock_milliseconds: int | None
+) -> list[tuple[Any, ...]]:
+    items = [{**row, "other": json.dumps(row["other"])} for row in rows]  # in ASCII, whatever the database's encoding
+    limit = None if lock_milliseconds is None else f"{lock_milliseconds}ms"
+    values = {"rows": msgspec.json.encode(items).decode(), "shard": any_shard(), "lock_timeout": limit}
+    return direct.run(connection, _STATEMENT, {**_CONSTANTS, **values})
