@@ -34,6 +34,9 @@ SHORT = {
 }
 """Leases and sweeps in which a test can wait for a repair."""
 
+INHERITED = ("HOME", "LANG", "TMPDIR", "COVERAGE_PROCESS_CONFIG")
+"""The last is set when coverage is measured, and then by these processes, too."""
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -130,7 +133,7 @@ class Stack:
         _deploy(code, self.folder)
         self.commands = dict(_procfile(self.folder / "Procfile"))
         tools = Path(sys.executable).parent
-        inherited = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
+        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         self.environ = {
             **inherited,
             "PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
