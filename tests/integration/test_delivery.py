@@ -148,15 +148,15 @@ def test_content_that_was_waited_for_too_long_starts_no_conversation(
 ) -> None:
     """The database kept the worker waiting; what the lease no longer covers goes back, and no attempt is burned."""
     accept(bench.engine, bench.config, attachments=[{"filename": "x", "content_type": "text/csv", "content": "aGk="}])
-    read, waits = outbox.attachments, [40.0]
+    read, waits = outbox.attachments, [0.0, 40.0]
 
     def slow_read(*args: Any) -> Any:
-        leap(waits.pop() if waits else 0)
+        leap(waits.pop())
         return read(*args)
 
     monkeypatch.setattr(outbox, "attachments", slow_read)
     bench.run()
-    bench.run()
+    assert waits == [], "it is read anew, under a claim whose lease covers the conversation"
     assert (row(bench.engine).status, row(bench.engine).attempts) == ("sent", 1)
     assert len(bench.transport.attempts) == 1
     assert rows(bench.engine, Attempt) == []

@@ -67,6 +67,16 @@ def test_replaying_twice_sends_once(engine: Engine, config: Config) -> None:
     assert not isinstance(outbox.claim(engine, token(), config), Claim)
 
 
+def test_a_second_click_on_a_letter_that_was_replayed_leaves_the_next_one_alone(engine: Engine, config: Config) -> None:
+    (first,) = _fail(engine, config)
+    outbox.replay(engine, first)
+    record(engine, config, claim(engine, config), REJECTED)
+    assert outbox.replay(engine, first).resolution == "replayed"
+    assert row(engine).status == "failed"
+    assert [letter.resolution for letter in rows(engine, DeadLetter)] == ["replayed", None]
+    assert reports.violations(engine, config) == []
+
+
 def test_a_replay_forgets_a_deadline_that_has_passed_and_keeps_one_that_has_not(engine: Engine, config: Config) -> None:
     later = utcnow() + timedelta(hours=1)
     letters = _fail(engine, config, "past", "ahead", expires_at=later.isoformat())
@@ -389,6 +399,14 @@ def test_an_erasure_ends_though_mail_to_the_person_keeps_coming(
 
     assert outbox.erase(engine, "eve@example.com", another) == 6
     assert reports.stats(engine).pending == 6
+
+
+def test_an_erasure_leaves_what_was_decided_about_a_dead_letter_as_it_was(engine: Engine, config: Config) -> None:
+    (letter,) = _fail(engine, config, "replayed", user="eve@example.com")
+    outbox.replay(engine, letter)
+    assert outbox.erase(engine, "eve@example.com") == 1
+    assert row(engine, "replayed").status == "cancelled"
+    assert [one.resolution for one in rows(engine, DeadLetter)] == ["replayed"]
 
 
 def test_what_is_in_hand_is_marked_once_and_does_not_hold_up_an_erasure(engine: Engine, config: Config) -> None:

@@ -195,6 +195,15 @@ def test_a_commit_whose_reply_was_lost_is_recognised_and_not_repeated(
     assert len(rows(engine, DeadLetter)) == (1 if state == "failed" else 0)
 
 
+def test_a_record_of_what_was_given_back_is_not_taken_for_a_commit_of_its_own(engine: Engine, config: Config) -> None:
+    """A release leaves the token on the row: recovered from the note of a worker that was only frozen, say."""
+    accept(engine, config)
+    made = claim(engine, config)
+    outbox.release(engine, made.token)
+    assert not record(engine, config, made, SENT).won
+    assert (row(engine).status, row(engine).attempts) == ("pending", 0)
+
+
 def test_an_expiry_whose_reply_was_lost_is_recognised(engine: Engine, config: Config) -> None:
     accept(engine, config)
     made = claim(engine, config)
