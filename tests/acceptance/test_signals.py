@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from email import message_from_bytes
 from email.policy import default
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -138,6 +139,17 @@ def test_flask_start_on_a_port_of_its_own_stays_on_loopback_and_leaves_nothing_b
     start.signal(signal.SIGKILL)
     wait_for(lambda: not any(map(alive, family)), 40, lambda: f"all of {family} to end; {start.output()}")
     assert not _port_is_open(stack.port)
+
+
+def test_flask_start_names_the_process_that_died_and_ends_with_an_error(make_stack: Callable[..., Stack]) -> None:
+    start = make_stack().spawn("start", "flask start")
+    wait_for(lambda: "emailsvc is running" in start.output(), 40, start.output)
+    family = descendants(start.pid)
+    (worker,) = (pid for pid in start.children if b"huey_consumer" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(worker, signal.SIGKILL)
+    assert start.wait(30) == 1
+    assert "emailsvc: the worker process ended by itself" in start.output()
+    wait_for(lambda: not any(map(alive, family)), 5, "nothing to be left running")
 
 
 def _port_is_open(port: int, host: str = "127.0.0.1") -> bool:

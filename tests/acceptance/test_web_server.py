@@ -164,6 +164,18 @@ def test_an_idle_connection_gives_way_to_a_new_one(small: Stack) -> None:
         one.close()
 
 
+def test_idle_connections_give_way_when_no_more_files_may_be_open(small: Stack) -> None:
+    web = serve(small, "import resource", "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))")
+    idle = [connect(small) for _ in range(100)]
+    with connect(small, HEALTHZ) as new:
+        assert answers(new, 1) == [200]
+    assert is_closed(idle[0])
+    assert not is_closed(idle[-1])
+    for one in idle:
+        one.close()
+    assert "Traceback" not in web.output()
+
+
 def test_unfinished_requests_get_only_so_much_memory(small: Stack) -> None:
     serve(small, "worker.MIN_HELD_BYTES = 0")  # so it is four times the largest request
     half = HEAD + b"Content-Length: %d\r\n\r\n" % LIMIT + b" " * (LIMIT - 1000)
