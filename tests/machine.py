@@ -27,8 +27,7 @@ from emailsvc.db.connections import limit_postgresql, prepare_sqlite
 from emailsvc.db.extensions import Base, engine_options
 from emailsvc.db.models import Attempt, Email, Switch
 from emailsvc.db.sqltime import UtcDateTime, db_now
-from emailsvc.delivery import drain as delivery
-from emailsvc.delivery import lines
+from emailsvc.delivery import batch, drain, lines, persisting
 from emailsvc.delivery.drain import Drain
 from emailsvc.delivery.notes import Note, Noted
 from emailsvc.mail import Message, Outcome, Result
@@ -321,10 +320,11 @@ class World:
         self.commits += 1
 
     def take_the_clocks(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(delivery, "log", Ear(self.seen))
-        patch.setattr(lines, "log", Ear(self.seen))
-        patch.setattr(delivery, "monotonic", self._monotonic)
-        patch.setattr(delivery, "time", SimpleNamespace(sleep=self._sleep))
+        for module in (batch, persisting, lines):
+            patch.setattr(module, "log", Ear(self.seen))
+        for module in (drain, batch):
+            patch.setattr(module, "monotonic", self._monotonic)
+        patch.setattr(persisting, "time", SimpleNamespace(sleep=self._sleep))
         patch.setattr(switch, "time", SimpleNamespace(sleep=self._everybody_waits))
         patch.setattr(secrets, "token_hex", self._token)
         patch.setattr(secrets, "randbelow", lambda below: (below - 1) * self.low_first)

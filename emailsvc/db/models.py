@@ -176,7 +176,7 @@ class Attempt(Base):
     code: Mapped[int | None] = mapped_column(Integer)
     enhanced: Mapped[str | None] = mapped_column(String(16))
     command: Mapped[str | None] = mapped_column(String(8))  # that was answered so; NULL when none was, and before 0002
-    words: Mapped[str] = mapped_column("text", Text)  # the server's, or ours
+    reply: Mapped[str] = mapped_column("text", Text)  # the server's, or ours
     domain: Mapped[str] = mapped_column(Text)  # the recipient's: a run of refusals over several domains is an outage
     worker_lost: Mapped[bool] = mapped_column(server_default=text("false"))
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

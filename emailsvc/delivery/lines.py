@@ -27,7 +27,7 @@ def log_recorded(row: Claimed, result: Result | None, recorded: Recorded, second
         "retry_in": None if recorded.delay is None else round(recorded.delay, 1),
     }
     if recorded.state is not Status.SENT:
-        fields["text"] = without_addresses(result.text) if result else "expired"
+        fields["text"] = without_addresses(result.reply) if result else "expired"
     if not recorded.won:
         fields["outcome"] = result.outcome.value if result else "expired"
     level = logging.INFO if event in ("sent", "released") else logging.WARNING
@@ -54,7 +54,7 @@ def _reason(result: Result | None, recorded: Recorded) -> str | None:
 
 def _log_outage(result: Result, recorded: Recorded) -> None:
     if recorded.waiting is not None:
-        why = {"outcome": result.outcome.value, "reason": without_addresses(result.text), "waiting": recorded.waiting}
+        why = {"outcome": result.outcome.value, "reason": without_addresses(result.reply), "waiting": recorded.waiting}
         log.warning("outage_began", extra={"fields": why})
     if recorded.outage_seconds is not None:
         ended = {"by": "probe", "outcome": result.outcome.value, "seconds": round(recorded.outage_seconds, 1)}

@@ -30,7 +30,7 @@ class Message:
 @dataclass(frozen=True, slots=True)
 class Result:
     outcome: Outcome
-    text: str
+    reply: str  # the server's, or what we say of its lack
     code: int | None = None
     enhanced: str | None = None  # RFC 3463, e.g. "4.7.1"
     command: str | None = None  # the one that was answered so: MAIL, RCPT, DATA or "." for the final dot

@@ -109,20 +109,20 @@ def _sent(hand: Hand, _result: Result) -> Recorded | None:
 def _deferred(hand: Hand, result: Result) -> Recorded | None:
     tried = hand.tried(result)
     if tried.attempts > hand.config.max_retry_attempts:
-        return _give_up(hand, Reason.EXHAUSTED, result.text, tried)
+        return _give_up(hand, Reason.EXHAUSTED, result.reply, tried)
     return _back_off(hand, tried, Reason.EXPIRED)
 
 
 def _rejected(hand: Hand, result: Result) -> Recorded | None:
     if is_refusing_everybody(hand.connection, hand.row.id, hand.domain, result):
         return _outage(hand, result)
-    return _give_up(hand, Reason.REJECTED, result.text, hand.tried(result))
+    return _give_up(hand, Reason.REJECTED, result.reply, hand.tried(result))
 
 
 def _outage(hand: Hand, result: Result) -> Recorded:
     if not moves.release(hand.connection, Held(hand.token)):
         return _lost(hand)  # an outage seen by a worker that was frozen since is no news
-    begun = open_outage(hand.connection, result.text, probe=hand.probe)
+    begun = open_outage(hand.connection, result.reply, probe=hand.probe)
     waiting = _waiting(hand.connection) if begun else None
     return Recorded(True, False, Status.PENDING, released=Released.OUTAGE, waiting=waiting)
 
@@ -142,7 +142,7 @@ def record_uncertain(hand: Hand, result: Result, *, worker_lost: bool = False) -
     tried = hand.tried(result, worker_lost=worker_lost)
     held = hand.row.on_uncertain == "hold" or tried.attempts > hand.config.max_retry_attempts
     if held or (worker_lost and _lost_a_worker_before(hand)):
-        return _give_up(hand, Reason.UNCERTAIN, result.text, tried)
+        return _give_up(hand, Reason.UNCERTAIN, result.reply, tried)
     return _back_off(hand, tried, Reason.UNCERTAIN)
 
 
@@ -158,7 +158,7 @@ def _back_off(hand: Hand, tried: Tried, too_late: Reason) -> Recorded | None:
     delay = backoff(tried.attempts, hand.config.retry_delay_seconds, hand.config.retry_max_delay_seconds)
     moved = moves.defer(hand.connection, hand.row.id, hand.token, tried, delay)
     if moved is None:  # it would be due past its expiry, or is not ours, and then nor does it fail
-        return _give_up(hand, too_late, tried.result.text, tried)
+        return _give_up(hand, too_late, tried.result.reply, tried)
     if moved.erase_requested:
         return Recorded(True, moved.running, Status.CANCELLED)
     return Recorded(True, moved.running, Status.PENDING, delay=delay)

@@ -23,7 +23,7 @@ def scrub(connection: Connection, ids: Sequence[int]) -> None:
 
 def scrub_person(connection: Connection, ids: Sequence[int]) -> None:
     """Forget the content and whatever names the recipient; a server's reply may quote the address."""
-    connection.execute(update(Attempt).where(Attempt.email.in_(ids)).values(words=ERASED, domain=""))
+    connection.execute(update(Attempt).where(Attempt.email.in_(ids)).values(reply=ERASED, domain=""))
     connection.execute(update(DeadLetter).where(DeadLetter.email.in_(ids)).values(error=ERASED))
     _forget(connection, ids, _NOBODY)
 

@@ -19,8 +19,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from emailsvc import outbox, reports
 from emailsvc.clock import monotonic
 from emailsvc.context import Service
-from emailsvc.delivery.drain import DATABASE_AWAY, Drain
+from emailsvc.delivery.drain import Drain
 from emailsvc.delivery.notes import Note, Notebook, Unnoted, forget, left_behind
+from emailsvc.delivery.persisting import DATABASE_AWAY
 from emailsvc.errors import brief
 from emailsvc.mail.transport import Transport
 from emailsvc.outbox import InDoubt, Swept

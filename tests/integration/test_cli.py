@@ -225,7 +225,7 @@ def test_dead_letters_are_listed_newest_first_in_pages(flask: Flasks, letters: l
 
 def test_one_is_shown_with_what_the_server_said_and_the_timeline(flask: Flasks, letters: list[int]) -> None:
     letter = shown(flask("dead-letters", "show", str(letters[0])))
-    assert (letter["email_id"], letter["reason"], letter["error"]) == ("rejected", "rejected", REJECTED.text)
+    assert (letter["email_id"], letter["reason"], letter["error"]) == ("rejected", "rejected", REJECTED.reply)
     assert [event["event"] for event in letter["email"]["timeline"]] == ["received", "rejected", "dead_lettered"]
 
 

@@ -22,7 +22,8 @@ from emailsvc.app import create_app
 from emailsvc.clock import monotonic, utcnow
 from emailsvc.db.models import Attempt, Base, DeadLetter, Email, Switch
 from emailsvc.db.sqltime import db_in
-from emailsvc.delivery import drain as delivery
+from emailsvc.delivery import batch, drain
+from emailsvc.delivery.batch import BYTES_PER_SECOND, Batch
 from emailsvc.delivery.drain import Drain
 from emailsvc.mail import Message, Outcome, Result
 from emailsvc.mail.files import FileTransport
@@ -100,7 +101,8 @@ def leap(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         nonlocal offset
         offset += seconds
 
-    monkeypatch.setattr(delivery, "monotonic", lambda: monotonic() + offset)
+    for module in (drain, batch):
+        monkeypatch.setattr(module, "monotonic", lambda: monotonic() + offset)
     return forward
 
 
@@ -186,7 +188,7 @@ def test_a_mail_that_only_just_fits_into_its_lease_has_time_to_be_read(
 ) -> None:
     """Else it would be read and given back for ever: each claim is as long as the last."""
     spare = bench.config.lease_seconds - bench.config.smtp_timeout_seconds - bench.config.smtp_reply_timeout_seconds
-    accept(bench.engine, bench.config, html="x" * int((spare - 0.5) * delivery.BYTES_PER_SECOND))
+    accept(bench.engine, bench.config, html="x" * int((spare - 0.5) * BYTES_PER_SECOND))
     read = outbox.content
 
     def slow_read(*args: Any) -> Any:
@@ -349,7 +351,7 @@ def test_the_dot_has_a_deadline_that_its_lease_covers(bench: Bench, monkeypatch:
     accept(bench.engine, bench.config, "a")
     bench.run()
     ((deadline, reply_timeout),) = given
-    most = bench.config.smtp_timeout_seconds + row(bench.engine, "a").size / delivery.BYTES_PER_SECOND
+    most = bench.config.smtp_timeout_seconds + row(bench.engine, "a").size / BYTES_PER_SECOND
     assert began < deadline <= monotonic() + most
     assert reply_timeout == bench.config.smtp_reply_timeout_seconds
     assert deadline + reply_timeout <= monotonic() + bench.config.lease_seconds
@@ -458,8 +460,8 @@ def test_a_conversation_starts_only_if_the_lease_covers_it(
         return SENT
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(delivery, "SLOW_SECONDS", 1000)
-        patch.setattr(delivery._Batch, "_wait_for_slot", lambda self: True)
+        patch.setattr(batch, "SLOW_SECONDS", 1000)
+        patch.setattr(Batch, "_wait_for_slot", lambda self: True)
         bench.answer(slow).run()
     assert [m.email_id for m in bench.transport.attempts] == ["a"]
     assert [(row(engine, i).status, row(engine, i).attempts) for i in "ab"] == [("sent", 1), ("pending", 0)]
@@ -701,7 +703,7 @@ def test_the_beginning_and_the_end_of_an_outage_are_events(bench: Bench, caplog:
             {"outcome": "outage", "reason": "421 not now, a…@example.com", "waiting": 12},
         ),
         ("WARNING", "outage_ended", {"by": "probe", "outcome": "sent"}),
-        ("WARNING", "outage_began", {"outcome": "outage", "reason": OUTAGE.text, "waiting": 1}),
+        ("WARNING", "outage_began", {"outcome": "outage", "reason": OUTAGE.reply, "waiting": 1}),
         ("WARNING", "outage_ended", {"by": "operator"}),
     ]
     assert lasted[0] >= 60

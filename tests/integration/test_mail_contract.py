@@ -100,7 +100,7 @@ def test_a_second_copy_is_seen_as_one(post: Post) -> None:
 def test_a_mail_that_cannot_be_built_is_rejected(post: Post) -> None:
     result = send(post.transport, a_mail(subject="a\nBcc: eve@example.com"))
     assert result.outcome is Outcome.REJECTED
-    assert "control characters" in result.text
+    assert "control characters" in result.reply
     assert post.messages() == []
 
 
@@ -117,7 +117,7 @@ def test_a_deadline_that_passes_just_before_the_dot_sends_nothing(post: Post) ->
 
     result = post.transport.send(a_mail(), deadline=deadline, reply_timeout=10.0, passing_dot=slowly)
     assert result.outcome is Outcome.DEFERRED
-    assert "deadline" in result.text
+    assert "deadline" in result.reply
     assert (len(noted), len(post.messages())) == (1, 1)
 
 
@@ -143,7 +143,7 @@ def test_an_exception_before_the_dot_is_a_result(post: Post) -> None:
 
     result = send(post.transport, passing_dot=passing_dot)
     assert result.outcome is Outcome.REJECTED
-    assert "RuntimeError: oops" in result.text
+    assert "RuntimeError: oops" in result.reply
     assert post.messages() == []
 
 
@@ -153,7 +153,7 @@ def test_a_dot_that_cannot_be_noted_is_not_sent(post: Post) -> None:
 
     result = send(post.transport, passing_dot=passing_dot)
     assert result.outcome in (Outcome.DEFERRED, Outcome.OUTAGE)
-    assert "No space left" in result.text
+    assert "No space left" in result.reply
     assert post.messages() == []
 
 
@@ -194,7 +194,7 @@ def test_a_folder_that_cannot_be_written_is_an_outage(tmp_path: Path) -> None:
     (tmp_path / "outbox").write_text("a file where the folder should be")
     result = send(FileTransport(tmp_path / "outbox"))
     assert result.outcome is Outcome.OUTAGE
-    assert "outbox" in result.text
+    assert "outbox" in result.reply
 
 
 def test_a_full_disk_is_an_outage_and_leaves_no_part_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +204,7 @@ def test_a_full_disk_is_an_outage_and_leaves_no_part_of_a_file(tmp_path: Path, m
     monkeypatch.setattr("os.fsync", full)
     result = send(FileTransport(tmp_path))
     assert result.outcome is Outcome.OUTAGE
-    assert "No space left" in result.text
+    assert "No space left" in result.reply
     assert list(tmp_path.iterdir()) == []
 
 
@@ -226,7 +226,7 @@ def test_memory_answers_as_it_is_told() -> None:
     unknown = Result(Outcome.UNCERTAIN, "no reply")
     transport = MemoryTransport([later, unknown, lambda mail: Result(Outcome.REJECTED, mail.subject)])
     mails = [a_mail(subject=f"mail {number}") for number in range(4)]
-    assert [send(transport, mail).text for mail in mails] == ["451 later", "no reply", "mail 2", "250 kept in memory"]
+    assert [send(transport, mail).reply for mail in mails] == ["451 later", "no reply", "mail 2", "250 kept in memory"]
     assert transport.attempts == mails
     assert transport.delivered == [mails[1], mails[3]]
 

@@ -87,7 +87,7 @@ def test_a_server_that_hangs_or_drips_is_cut_at_the_deadline(
     _misbehave(server, step, action)
     result = send(transport, timeout=0.4, reply_timeout=0.4)
     assert result.outcome is outcome
-    assert "the deadline passed" in result.text
+    assert "the deadline passed" in result.reply
     assert server.taken == taken
     server.wait(lambda: server.open_connections == 0)
 
@@ -117,14 +117,14 @@ def test_a_server_that_stops_reading_is_cut_at_the_deadline(server: Smtpd, trans
     mail = a_mail(attachments=[Attachment("a.bin", "application/octet-stream", bytes(8_000_000))])
     result = send(transport, mail, timeout=2.0)
     assert result.outcome is DEFERRED
-    assert "the deadline passed" in result.text
+    assert "the deadline passed" in result.reply
 
 
 def test_a_tls_handshake_that_never_comes_is_cut_at_the_deadline(server: Smtpd) -> None:
     server.behaviour.greeting = HANG
     result = send(SmtpTransport(at(server, "implicit")), timeout=0.4)
     assert result.outcome is OUTAGE
-    assert "the deadline passed" in result.text
+    assert "the deadline passed" in result.reply
 
 
 def test_a_host_that_does_not_answer_is_cut_at_the_deadline() -> None:
@@ -137,7 +137,7 @@ def test_a_host_that_does_not_answer_is_cut_at_the_deadline() -> None:
         host, port = silent.getsockname()
         result = send(SmtpTransport(at(Smtpd(), host=host, port=port)), timeout=0.4)
     assert result.outcome is OUTAGE
-    assert "the deadline passed" in result.text
+    assert "the deadline passed" in result.reply
 
 
 def test_a_first_address_that_swallows_everything_hides_no_good_one(
@@ -170,7 +170,7 @@ def test_a_name_look_up_that_hangs_is_left_behind_at_the_deadline(monkeypatch: p
     result = send(SmtpTransport(at(Smtpd(), host="mail.slow", port=1)), timeout=0.3)
     released.set()
     assert result.outcome is OUTAGE
-    assert "the deadline passed" in result.text
+    assert "the deadline passed" in result.reply
 
 
 def test_the_deadline_that_passes_within_the_note_cuts_before_the_dot(server: Smtpd, transport: SmtpTransport) -> None:
@@ -240,7 +240,7 @@ def test_stop_after_the_dot_waits_no_longer_than_its_grace(server: Smtpd, transp
     transport.stop(grace=0.1)
     assert sending.outcome() is UNCERTAIN
     assert sending.result is not None
-    assert "shutting down" in sending.result.text
+    assert "shutting down" in sending.result.reply
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_a_connection_lost_before_the_dot_is_deferred(server: Smtpd, transport: 
     server.script("*", Plan(step, DROP))
     result = send(transport)
     assert result.outcome is DEFERRED
-    assert "connection lost" in result.text
+    assert "connection lost" in result.reply
     assert server.taken == 0
 
 
@@ -140,7 +140,7 @@ def test_the_result_carries_the_servers_words_and_codes(server: Smtpd, transport
     server.script("*", Plan("rcpt", ("550-5.1.1 no such", "550 5.1.1 user here")))
     result = send(transport)
     assert (result.code, result.enhanced) == (550, "5.1.1")
-    assert result.text == "RCPT: 550 5.1.1 no such 5.1.1 user here"
+    assert result.reply == "RCPT: 550 5.1.1 no such 5.1.1 user here"
 
 
 @pytest.mark.parametrize("step", ["mail", "rcpt", "data", "dot"])
@@ -153,8 +153,8 @@ def test_the_servers_words_are_bounded_and_printable(server: Smtpd, transport: S
     server.script("*", Plan("rcpt", b"550 5.1.1 \x1b[31m\x00\xff\xe2\x80\xae" + b"x" * 3000 + b"\r\n"))
     result = send(transport)
     assert result.outcome is REJECTED
-    assert result.text.isprintable()
-    assert len(result.text) < 600
+    assert result.reply.isprintable()
+    assert len(result.reply) < 600
 
 
 # connecting
@@ -187,13 +187,13 @@ def test_a_refused_connection_is_an_outage_that_names_host_and_port() -> None:
         server = at(gone)
     result = send(SmtpTransport(server))
     assert result.outcome is OUTAGE
-    assert result.text.startswith(f"127.0.0.1:{server.port}: connecting: ConnectionRefusedError")
+    assert result.reply.startswith(f"127.0.0.1:{server.port}: connecting: ConnectionRefusedError")
 
 
 def test_a_name_that_does_not_exist_is_an_outage(server: Smtpd) -> None:
     result = send(SmtpTransport(at(server, host="mail.invalid")))
     assert result.outcome is OUTAGE
-    assert "mail.invalid" in result.text
+    assert "mail.invalid" in result.reply
 
 
 @pytest.mark.parametrize("password", ["right", "wrong"])
@@ -215,7 +215,7 @@ def test_a_failed_login_is_an_outage(server: Smtpd, connect: Callable[..., SmtpT
 def test_a_login_that_the_server_does_not_offer_is_an_outage(connect: Callable[..., SmtpTransport]) -> None:
     result = send(connect(user="shop", password="right"))
     assert result.outcome is OUTAGE
-    assert "does not offer" in result.text
+    assert "does not offer" in result.reply
 
 
 def test_a_password_beyond_ascii_is_an_outage_that_does_not_show_it(
@@ -224,9 +224,9 @@ def test_a_password_beyond_ascii_is_an_outage_that_does_not_show_it(
     server.behaviour.login = ("shop", "x")
     result = send(connect(user="shop", password="pässwort"))
     assert result.outcome is OUTAGE
-    assert "must be ASCII" in result.text
-    assert "ä" not in result.text
-    assert "xe4" not in result.text
+    assert "must be ASCII" in result.reply
+    assert "ä" not in result.reply
+    assert "xe4" not in result.reply
 
 
 def test_starttls_that_is_not_offered_is_an_outage_and_nothing_is_sent_in_the_clear(
@@ -235,7 +235,7 @@ def test_starttls_that_is_not_offered_is_an_outage_and_nothing_is_sent_in_the_cl
     server.behaviour.login = ("shop", "right")
     result = send(connect(tls="starttls", user="shop", password="right"))
     assert result.outcome is OUTAGE
-    assert "STARTTLS: required, but the server does not offer it" in result.text
+    assert "STARTTLS: required, but the server does not offer it" in result.reply
     assert server.seen("AUTH") == server.seen("MAIL") == 0
 
 
@@ -262,7 +262,7 @@ def test_a_certificate_that_nobody_vouches_for_is_an_outage(certificate: Certifi
     with Smtpd(**{"starttls" if tls == "starttls" else "tls": certificate.server}) as server:  # type: ignore[arg-type]
         result = send(SmtpTransport(at(server, tls)))
         assert result.outcome is OUTAGE
-        assert "certificate" in result.text.lower()
+        assert "certificate" in result.reply.lower()
         assert server.seen("MAIL") == 0
 
 
@@ -272,7 +272,7 @@ def test_a_certificate_for_another_host_is_an_outage(tmp_path: Path, tls: str) -
     with Smtpd(**{"starttls" if tls == "starttls" else "tls": other.server}) as server:  # type: ignore[arg-type]
         result = send(SmtpTransport(at(server, tls), context=other.trusted))
         assert result.outcome is OUTAGE
-        assert "127.0.0.1" in result.text
+        assert "127.0.0.1" in result.reply
 
 
 # kept connections
@@ -523,7 +523,7 @@ def test_a_deadline_before_the_dot_cuts_and_the_server_has_nothing(server: Smtpd
     assert send(transport).outcome is SENT  # so that connecting takes nothing of the time
     result = send(transport, timeout=1.0, passing_dot=lambda: time.sleep(1.1))
     assert result.outcome is DEFERRED
-    assert "deadline" in result.text
+    assert "deadline" in result.reply
     assert send(transport).outcome is SENT
     assert server.taken == 2
 
@@ -534,14 +534,14 @@ def test_an_exception_before_the_dot_is_rejected_with_its_name(server: Smtpd, tr
 
     result = send(transport, passing_dot=passing_dot)
     assert result.outcome is REJECTED
-    assert "ZeroDivisionError: oops" in result.text
+    assert "ZeroDivisionError: oops" in result.reply
     assert server.taken == 0
 
 
 def test_a_mail_that_cannot_be_built_is_rejected_without_a_connection(server: Smtpd, transport: SmtpTransport) -> None:
     result = send(transport, a_mail(subject="a\r\nBcc: eve@example.com"))
     assert result.outcome is REJECTED
-    assert "Unbuildable" in result.text
+    assert "Unbuildable" in result.reply
     assert server.connections == 0
 
 
@@ -555,7 +555,7 @@ def test_an_international_address_needs_smtputf8(server: Smtpd, transport: SmtpT
     server.behaviour.smtputf8 = False
     result = send(transport, a_mail(recipient="jürgen@example.com"))
     assert result.outcome is REJECTED
-    assert "SMTPUTF8" in result.text
+    assert "SMTPUTF8" in result.reply
     assert server.seen("MAIL") == 0
 
 

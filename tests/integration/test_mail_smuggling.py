@@ -92,7 +92,7 @@ def test_nothing_is_smuggled(lenient: tuple[Smtpd, SmtpTransport], where: str, t
     before, commands, mail = server.taken, len(server.commands), _with(where, text)
     result = send(transport, mail)
     if result.outcome is Outcome.REJECTED:
-        assert "Unbuildable" in result.text
+        assert "Unbuildable" in result.reply
         assert server.taken == before
         return
     assert result.outcome is Outcome.SENT

@@ -56,7 +56,7 @@ def test_a_deferral_backs_off_twice_as_long_each_time_and_then_is_exhausted(engi
     assert (recorded.state, recorded.reason) == ("failed", "exhausted")
     assert [(a.outcome, a.code, a.enhanced) for a in rows(engine, Attempt)] == [("deferred", 451, "4.7.1")] * 4
     letter = rows(engine, DeadLetter)[0]
-    assert (letter.reason, letter.attempts, letter.error) == ("exhausted", 4, DEFERRED.text)
+    assert (letter.reason, letter.attempts, letter.error) == ("exhausted", 4, DEFERRED.reply)
 
 
 def test_a_rejection_is_a_dead_letter_at_once(engine: Engine, config: Config) -> None:
@@ -77,7 +77,7 @@ def test_uncertain_is_held_for_a_person(engine: Engine, config: Config) -> None:
     accept(engine, config)
     recorded = record(engine, config, claim(engine, config), UNCERTAIN)
     assert (recorded.state, recorded.reason) == ("failed", "uncertain")
-    assert rows(engine, DeadLetter)[0].error == UNCERTAIN.text
+    assert rows(engine, DeadLetter)[0].error == UNCERTAIN.reply
     assert row(engine).maybe_sent
 
 
@@ -108,7 +108,7 @@ def test_what_may_have_been_sent_is_never_given_up_as_undelivered(
     assert (recorded.state, recorded.reason) == ("failed", "uncertain")
     (letter,) = rows(engine, DeadLetter)
     assert letter.reason == "uncertain"
-    assert letter.error == f"an earlier attempt may have reached the server; then: {result.text}"
+    assert letter.error == f"an earlier attempt may have reached the server; then: {result.reply}"
 
 
 def test_an_outage_seen_by_a_late_worker_opens_nothing_and_one_recorded_twice_counts_once(

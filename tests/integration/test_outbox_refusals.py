@@ -58,14 +58,14 @@ def again(engine: Engine, config: Config, *results: Result) -> list[str | None]:
         refused("554 no", "DATA"),
         refused("554 no", "."),
     ],
-    ids=lambda refusal: f"{refusal.command} {refusal.text}",
+    ids=lambda refusal: f"{refusal.command} {refusal.reply}",
 )
 def test_twenty_refusals_in_a_row_over_three_domains_are_an_outage(
     engine: Engine, config: Config, refusal: Result
 ) -> None:
     """The twentieth is not buried: it goes back, and so do those after it."""
     assert outcomes(engine, config, *[refusal] * 25) == ["rejected"] * 19 + ["outage"]
-    assert switch(engine).outage_reason == refusal.text
+    assert switch(engine).outage_reason == refusal.reply
     stats = reports.stats(engine)
     assert (stats.dead_letters, stats.pending, stats.sending) == (19, 6, 0)
     move_switch(engine, 6, "next_probe_at")

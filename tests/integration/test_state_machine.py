@@ -33,7 +33,7 @@ from emailsvc import outbox, reports
 from emailsvc.clock import utcnow
 from emailsvc.db.models import Attempt, DeadLetter, Email, Switch
 from emailsvc.db.sqltime import db_in, db_now
-from emailsvc.delivery import drain as delivery
+from emailsvc.delivery.batch import Batch
 from emailsvc.errors import Conflict, NotFound
 from emailsvc.intake.payload import Attachment, NewEmail
 from emailsvc.mail import Message, Outcome, Result
@@ -628,21 +628,21 @@ def goes_on_unrecorded(patch: pytest.MonkeyPatch) -> None:
 
     def once(batch: Any, row: Any, result: Result, seconds: float) -> Recorded:
         try:
-            return outbox.record(batch.drain.engine, row, batch.claim.token, result, batch.config, seconds=seconds)
+            return outbox.record(batch.engine, row, batch.claim.token, result, batch.config, seconds=seconds)
         except OperationalError:
             return Recorded(True, True)
 
-    patch.setattr(delivery._Batch, "_record", once)
+    patch.setattr(Batch, "_record", once)
 
 
 def goes_on_when_it_is_not_its_own(patch: pytest.MonkeyPatch) -> None:
     """Rule 2 without its other stop: the record matched nothing, and the next conversation begins."""
-    after = delivery._Batch._after
+    after = Batch._after
 
     def anyway(batch: Any, row: Any, result: Result | None, recorded: Recorded, began: float) -> bool:
         return after(batch, row, result, recorded, began) or not recorded.won
 
-    patch.setattr(delivery._Batch, "_after", anyway)
+    patch.setattr(Batch, "_after", anyway)
 
 
 def records_without_the_fence(patch: pytest.MonkeyPatch) -> None:

@@ -260,7 +260,7 @@ def test_delivery_is_paused_and_resumed(client: FlaskClient) -> None:
 def test_an_outage_is_ended(client: FlaskClient, engine: Engine, config: Config, app: Flask) -> None:
     accept(engine, config)
     record(engine, config, claim(engine, config), OUTAGE)
-    assert client.get("/stats").get_json()["delivery"]["reason"] == OUTAGE.text
+    assert client.get("/stats").get_json()["delivery"]["reason"] == OUTAGE.reply
     assert 'data-post="/delivery/end-outage"' in client.get("/stats", headers={"Accept": "text/html"}).text
     queued = app.extensions["huey"].pending_count()
     assert client.post("/delivery/end-outage").json == {"state": "running", "since": None, "reason": None}

@@ -60,7 +60,7 @@ def defer(connection: Connection, row_id: int, token: str, tried: Tried, delay: 
         turn(Status.SENDING, Status.PENDING, Email.id == row_id, Email.claim == token, in_time)
         .values(
             attempts=tried.attempts, next_attempt_at=db_in(delay), lease_expires_at=None,
-            last_error=tried.result.text, **_maybe_sent(tried.result.outcome is Outcome.UNCERTAIN),
+            last_error=tried.result.reply, **_maybe_sent(tried.result.outcome is Outcome.UNCERTAIN),
         )
         .returning(*MOVED)
     ).first()  # fmt: skip
@@ -122,7 +122,7 @@ def _note_attempt(connection: Connection, row_id: int, tried: Tried) -> None:
     connection.execute(
         insert(Attempt).values(
             email=row_id, outcome=result.outcome.value, code=result.code, enhanced=result.enhanced,
-            command=result.command, words=result.text, domain=tried.domain, worker_lost=tried.worker_lost,
+            command=result.command, reply=result.reply, domain=tried.domain, worker_lost=tried.worker_lost,
             started_at=db_in(-tried.seconds), at=db_now(),
         )
     )  # fmt: skip
