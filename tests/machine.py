@@ -31,7 +31,7 @@ from emailsvc.delivery import batch, drain, lines, persisting
 from emailsvc.delivery.drain import Drain
 from emailsvc.delivery.notes import Note, Noted
 from emailsvc.mail import Message, Outcome, Result
-from emailsvc.outbox import InDoubt, refusals, switch
+from emailsvc.outbox import InDoubt, SentTogether, refusals, switch
 from emailsvc.settings.config import Config
 
 DATABASE, BEFORE_DOT, AFTER_DOT = "before a transaction", "before the dot", "after the dot"
@@ -248,7 +248,10 @@ class Actor:
         self.stopping = threading.Event()
         self.tokens.clear()
         nobody = lambda *_: None  # noqa: E731 - who is woken is the machine's to decide
-        self._drain = Drain(self.line(), self.world.config, self, self.stopping, nobody, self.memo, self.in_doubt)
+        line = self.line()
+        self._drain = Drain(
+            line, self.world.config, self, self.stopping, nobody, SentTogether(line), self.memo, self.in_doubt
+        )
         self.start(self._look_and_drain)
 
     def _look_and_drain(self) -> None:

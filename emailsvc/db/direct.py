@@ -1,11 +1,10 @@
-"""The hottest statements of PostgreSQL, by its driver itself: the way through SQLAlchemy costs more than the driver."""
+"""The hottest statements, by the driver itself: the way through SQLAlchemy costs more than the driver."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import psycopg
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
@@ -15,7 +14,7 @@ def run(connection: Connection, statement: str, values: Mapping[str, object]) ->
     driver: Any = connection.connection.driver_connection
     try:
         rows: list[tuple[Any, ...]] = driver.execute(statement, values).fetchall()
-    except psycopg.Error as exc:
+    except _errors(connection) as exc:
         raise _translated(connection, driver, statement, exc) from exc
     return rows
 
@@ -26,6 +25,10 @@ def _translated(connection: Connection, driver: Any, statement: str, exc: Any) -
         connection.engine.pool._invalidate(connection.connection, exc)
         connection.invalidate(exc)
     error: Any = DBAPIError.instance(
-        statement, None, exc, psycopg.Error, hide_parameters=True, connection_invalidated=is_gone
+        statement, None, exc, _errors(connection), hide_parameters=True, connection_invalidated=is_gone
     )
     return error  # type: ignore[no-any-return]
+
+
+def _errors(connection: Connection) -> type[Exception]:
+    return connection.dialect.loaded_dbapi.Error

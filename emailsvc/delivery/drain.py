@@ -14,7 +14,7 @@ from emailsvc.clock import monotonic
 from emailsvc.delivery.batch import Batch
 from emailsvc.delivery.notes import Note, Unnoted
 from emailsvc.mail.transport import Transport
-from emailsvc.outbox import Claim, Idle, InDoubt
+from emailsvc.outbox import Claim, Idle, InDoubt, SentTogether
 from emailsvc.settings.config import Config
 
 LOW_FIRST_EVERY = 10
@@ -31,6 +31,7 @@ class Drain:
     transport: Transport
     stopping: threading.Event
     wake: Callable[[], None]
+    sent_together: SentTogether
     note: Note = field(default_factory=Unnoted)
     in_doubt: InDoubt = field(default_factory=InDoubt)
     _batch: Batch | None = None

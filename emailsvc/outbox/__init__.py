@@ -13,6 +13,7 @@ from emailsvc.outbox.doubt import InDoubt
 from emailsvc.outbox.erasure import erase
 from emailsvc.outbox.looking import look
 from emailsvc.outbox.recording import Recorded, Released, expire, record
+from emailsvc.outbox.sharing import SentTogether
 from emailsvc.outbox.sweeping import Swept, retain, sweep
 from emailsvc.outbox.switch import FRESH_SECONDS, end_outage, may_start, pause, resume
 from emailsvc.outbox.workers import forget_worker, heartbeat, try_commit
@@ -31,6 +32,7 @@ __all__ = [
     "Recorded",
     "Released",
     "Resolved",
+    "SentTogether",
     "Swept",
     "Verdict",
     "accept",

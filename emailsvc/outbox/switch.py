@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from sqlalchemy import Connection, Engine, case, select, update
+from sqlalchemy import Connection, Engine, case, false, select, true, update
 
 from emailsvc.db.models import Switch
 from emailsvc.db.sqltime import db_in, db_now
@@ -40,9 +40,9 @@ def may_start(engine: Engine, *, probe: bool = False) -> bool:
         return bool(connection.execute(select(NOT_PAUSED if probe else RUNNING)).scalar_one())
 
 
-NOT_PAUSED = select(case((Switch.paused_at.is_(None), True), else_=False)).correlate(None).scalar_subquery()
+NOT_PAUSED = select(case((Switch.paused_at.is_(None), true()), else_=false())).correlate(None).scalar_subquery()
 RUNNING = (
-    select(case((Switch.paused_at.is_(None) & Switch.outage_since.is_(None), True), else_=False))
+    select(case((Switch.paused_at.is_(None) & Switch.outage_since.is_(None), true()), else_=false()))
     .correlate(None)
     .scalar_subquery()
 )

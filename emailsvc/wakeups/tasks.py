@@ -24,7 +24,7 @@ from emailsvc.delivery.notes import Note, Notebook, Unnoted, forget, left_behind
 from emailsvc.delivery.persisting import DATABASE_AWAY
 from emailsvc.errors import brief
 from emailsvc.mail.transport import Transport
-from emailsvc.outbox import InDoubt, Swept
+from emailsvc.outbox import InDoubt, SentTogether, Swept
 from emailsvc.settings.config import Config
 from emailsvc.wakeups.locks import Locks
 from emailsvc.wakeups.lookout import Lookout, WrittenTo
@@ -73,15 +73,21 @@ class Crew:
     name: str = field(default_factory=lambda: f"{socket.gethostname()[-56:]}:{os.getpid()}")
     stopping: threading.Event = field(default_factory=threading.Event)
     in_doubt: InDoubt = field(default_factory=InDoubt)
+    _sent_together: SentTogether = field(init=False)
     _notebook: Notebook | None = None
     _own: threading.local = field(default_factory=threading.local)
     _all: list[Transport] = field(default_factory=list)
     _drains: list[Drain] = field(default_factory=list)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        self._sent_together = SentTogether(self.engine)
+
     def drain(self) -> None:
         transport, note = self._of_this_thread()
-        drain = Drain(self.engine, self.config, transport, self.stopping, self.wake, note, self.in_doubt)
+        drain = Drain(
+            self.engine, self.config, transport, self.stopping, self.wake, self._sent_together, note, self.in_doubt
+        )
         with self._guard:
             self._drains.append(drain)
         try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +27,11 @@ from emailsvc.db.sqltime import db_in
 from emailsvc.delivery.drain import Drain
 from emailsvc.mail import Message, Result
 from emailsvc.mail.memory import MemoryTransport
-from emailsvc.outbox import InDoubt
+from emailsvc.outbox import InDoubt, SentTogether
 from emailsvc.settings import config as configuration
 from emailsvc.settings.config import Config
 from tests.conftest import migrate
-from tests.emails import SENT, accept, row
+from tests.emails import SENT, accept, new_email, row, rows
 from tests.servers import PostgreSQL, wait_for
 
 PAYLOAD = {"email_id": "m-1", "user": "m-1@example.com", "subject": "Hello", "body": "Text"}
@@ -100,7 +103,7 @@ def test_an_outcome_in_hand_is_recorded_when_it_is_back(
 
     accept(engine, config, "a", "b")
     transport = MemoryTransport([die])
-    Drain(engine, config, transport, threading.Event(), lambda: None).run()
+    Drain(engine, config, transport, threading.Event(), lambda: None, SentTogether(engine)).run()
     assert [mail.email_id for mail in transport.attempts] == ["a", "b"]
     assert (row(engine, "a").status, row(engine, "b").status) == ("sent", "sent")
     assert reports.violations(engine, config) == []
@@ -128,7 +131,7 @@ def test_a_killed_connection_leads_to_neither_a_second_mail_nor_a_lost_one(
 
     def drained() -> bool:
         try:
-            Drain(engine, config, transport, threading.Event(), lambda: None).run()
+            Drain(engine, config, transport, threading.Event(), lambda: None, SentTogether(engine)).run()
             return reports.stats(engine).sent == 30
         except OperationalError:
             return False
@@ -139,6 +142,39 @@ def test_a_killed_connection_leads_to_neither_a_second_mail_nor_a_lost_one(
         stop.set()
         killer.join()
     assert sorted(mail.email_id for mail in transport.attempts) == sorted(ids)
+
+
+def test_a_database_that_is_killed_in_the_middle_of_shared_commits_has_each_outcome_once(
+    engine: Engine, config: Config, own_postgresql: PostgreSQL
+) -> None:
+    """Four threads record at once; whether an outcome was committed, each finds out by its token."""
+    ids = [f"m-{n}" for n in range(240)]
+    outbox.accept_many(engine, [new_email(email_id) for email_id in ids], config)
+    together, in_doubt, number = SentTogether(engine), InDoubt(), itertools.count(1)
+
+    def take(_mail: Message) -> Result:
+        if next(number) in (40, 120, 200):
+            own_postgresql.kill9()
+            own_postgresql.start()
+        return SENT
+
+    transports = [MemoryTransport(always=take) for _ in range(4)]
+
+    def work(transport: MemoryTransport) -> None:
+        while True:
+            with suppress(OperationalError):  # of a claim; Huey would come again
+                in_doubt.settle(engine)
+                if outbox.look(engine) is None:
+                    return
+                drain = Drain(engine, config, transport, threading.Event(), lambda: None, together, in_doubt=in_doubt)
+                drain.run()
+
+    with ThreadPoolExecutor(4) as pool:
+        for job in [pool.submit(work, transport) for transport in transports]:
+            job.result(60)
+    assert sorted(mail.email_id for each in transports for mail in each.attempts) == sorted(ids)
+    assert {(each.status, each.attempts) for each in rows(engine, Email)} == {("sent", 1)}
+    assert reports.violations(engine, config) == []
 
 
 def test_a_claim_lost_with_its_connection_is_given_back_when_the_database_is(
@@ -156,7 +192,7 @@ def test_a_claim_lost_with_its_connection_is_given_back_when_the_database_is(
     monkeypatch.setattr(outbox, "claim", claim_and_die)
     transport, in_doubt = MemoryTransport(), InDoubt()
     with pytest.raises(OperationalError):
-        Drain(engine, config, transport, threading.Event(), lambda: None, in_doubt=in_doubt).run()
+        Drain(engine, config, transport, threading.Event(), lambda: None, SentTogether(engine), in_doubt=in_doubt).run()
     own_postgresql.start()
     wait_for(lambda: _settled(in_doubt, engine), 20, "the database to take the release")
     assert (row(engine).status, row(engine).attempts, transport.attempts) == ("pending", 0, [])
@@ -186,7 +222,7 @@ def test_a_claim_whose_commit_appears_later_is_given_back_when_it_does(
 
     monkeypatch.setattr(outbox, "claim", claim_and_wait)
     transport, in_doubt = MemoryTransport(), InDoubt()
-    drain = Drain(engine, config, transport, threading.Event(), lambda: None, in_doubt=in_doubt)
+    drain = Drain(engine, config, transport, threading.Event(), lambda: None, SentTogether(engine), in_doubt=in_doubt)
     with pytest.raises(OperationalError):
         drain.run()
     in_doubt.settle(engine)

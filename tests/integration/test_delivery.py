@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from email import message_from_bytes
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from huey.exceptions import CancelExecution
@@ -49,6 +49,7 @@ from tests.emails import (
     rows,
     switch,
 )  # fmt: skip
+from tests.machine import Line
 from tests.servers import PostgreSQL
 
 
@@ -61,9 +62,12 @@ class Bench:
     transport: MemoryTransport = field(default_factory=MemoryTransport)
     stopping: threading.Event = field(default_factory=threading.Event)
     wakes: int = 0
+    faults: list[str] = field(default_factory=list)  # of the next transactions
 
     def run(self) -> None:
-        Drain(self.engine, self.config, self.transport, self.stopping, self.wake).run()
+        engine = cast(Engine, Line(self.engine, lambda: self.faults.pop(0) if self.faults else "ok"))
+        together = outbox.SentTogether(engine)
+        Drain(engine, self.config, self.transport, self.stopping, self.wake, together).run()
 
     def wake(self) -> None:
         self.wakes += 1
@@ -134,10 +138,10 @@ def test_a_thread_holds_one_large_mail_at_a_time(bench: Bench, tmp_path: Path) -
     """A batch of them at once would be a kill on a small machine, and then uncertain mail."""
     size = 2_000_000
     accept(bench.engine, bench.config, *(f"m-{n}" for n in range(10)), html="<p>Hi</p>\n" * (size // 10))
-    drain = Drain(bench.engine, bench.config, FileTransport(tmp_path), bench.stopping, bench.wake)
+    bench.transport = FileTransport(tmp_path)
     tracemalloc.start()
     try:
-        drain.run()
+        bench.run()
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -530,33 +534,27 @@ def test_it_stops_when_the_row_is_no_longer_its_own(bench: Bench) -> None:
     assert reports.violations(bench.engine, bench.config) == []
 
 
-def _fail_commits(engine: Engine, times: int, *, before: bool) -> None:
-    """The next commits fail: before they reach the database, or after it took them."""
-
-    def fail(connection: Any) -> None:
-        nonlocal times
+def _lose_the_reply_to_the_next_commit(engine: Engine) -> None:
+    def lose(connection: Any) -> None:
         if connection.get_execution_options().get("read_only"):
             return
-        times -= 1
-        if times == 0:
-            event.remove(engine, "commit", fail)
-        if not before:
-            if engine.dialect.name == "postgresql":
-                connection.connection.commit()
-            else:
-                connection.exec_driver_sql("COMMIT")
+        event.remove(engine, "commit", lose)
+        if engine.dialect.name == "postgresql":
+            connection.connection.commit()
+        else:
+            connection.exec_driver_sql("COMMIT")
         raise OperationalError("COMMIT", {}, Exception("server closed the connection unexpectedly"))
 
-    event.listen(engine, "commit", fail)
+    event.listen(engine, "commit", lose)
 
 
 @pytest.mark.parametrize("result", [SENT, DEFERRED, REJECTED, UNCERTAIN], ids=lambda r: r.outcome.value)
-@pytest.mark.parametrize("before", [True, False], ids=["commit lost", "reply lost"])
-def test_an_outcome_in_hand_is_recorded_when_the_database_is_back(bench: Bench, result: Result, before: bool) -> None:
+@pytest.mark.parametrize("fault", ["rolled back", "lost"])
+def test_an_outcome_in_hand_is_recorded_when_the_database_is_back(bench: Bench, result: Result, fault: str) -> None:
     """Nothing more is started until it is, and it is recorded once."""
 
     def answer(mail: Message) -> Result:
-        _fail_commits(bench.engine, 2, before=before)
+        bench.faults.extend([fault, fault])
         return result
 
     accept(bench.engine, bench.config, "a", "b")
@@ -573,7 +571,7 @@ def test_a_claim_whose_reply_was_lost_is_given_back_by_the_next_look(bench: Benc
     accept(bench.engine, bench.config)
     huey = queue.build(bench.config)
     tasks.register(huey, bench.config, bench.engine, LocalLocks(), lambda: bench.transport)
-    _fail_commits(bench.engine, 1, before=False)
+    _lose_the_reply_to_the_next_commit(bench.engine)
     with pytest.raises(CancelExecution):
         huey.drain.call_local()
     assert (row(bench.engine).status, row(bench.engine).attempts) == ("sending", 0)

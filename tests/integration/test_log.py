@@ -14,7 +14,7 @@ from emailsvc.intake.payload import Rules, parse_email
 from emailsvc.log import TextFormatter
 from emailsvc.mail import Outcome, Result
 from emailsvc.mail.memory import MemoryTransport
-from emailsvc.outbox import accept
+from emailsvc.outbox import SentTogether, accept
 from emailsvc.settings.config import Config
 
 
@@ -30,7 +30,7 @@ def test_the_mail_servers_words_do_not_carry_a_recipient_into_the_log(
     for number in range(len(answers)):
         payload = {"email_id": f"{number}", "user": "ada.lovelace@example.com", "subject": "s", "body": "b"}
         accept(engine, parse_email(json.dumps(payload).encode(), Rules(frozenset())), config)
-    drain = Drain(engine, config, MemoryTransport(answers), threading.Event(), lambda: None)
+    drain = Drain(engine, config, MemoryTransport(answers), threading.Event(), lambda: None, SentTogether(engine))
     drain.run()
     lines = [TextFormatter().format(record) for record in caplog.records]
     assert [record.message for record in caplog.records] == ["dead_lettered", "deferred", "sent"]

@@ -22,6 +22,7 @@ from sqlalchemy import Engine
 from emailsvc import reports
 from emailsvc.delivery.drain import Drain
 from emailsvc.mail.smtp import SmtpTransport
+from emailsvc.outbox import SentTogether
 from emailsvc.settings.config import Config
 from emailsvc.settings.parsers import SmtpServer
 from tests.emails import accept
@@ -143,7 +144,7 @@ def test_everything_arrives_as_it_was_posted(engine: Engine, config: Config, pos
     for name, fields in CONTENTS.items():
         accept(engine, config, name, **{"user": "box@example.test", "subject": name, **_posted(fields)})
     transport = SmtpTransport(SmtpServer("127.0.0.1", postfix.port, "none"))
-    Drain(engine, config, transport, threading.Event(), lambda: None).run()
+    Drain(engine, config, transport, threading.Event(), lambda: None, SentTogether(engine)).run()
     transport.close()
     assert reports.stats(engine).sent == len(CONTENTS), reports.dead_letters(engine)
     wait_for(lambda: len(postfix.mails()) == len(CONTENTS), 30, lambda: f"the mailbox to fill\n{postfix._log()}")

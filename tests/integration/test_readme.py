@@ -83,7 +83,9 @@ class Site:
         self.engine = app.extensions["emailsvc"].engine
         transport = MemoryTransport(always=self._judge)
         nothing: Callable[..., None] = lambda *_: None  # noqa: E731
-        self._drain = Drain(self.engine, self.config, transport, threading.Event(), nothing)
+        self._drain = Drain(
+            self.engine, self.config, transport, threading.Event(), nothing, outbox.SentTogether(self.engine)
+        )
         self._server = make_server("127.0.0.1", 0, app, threaded=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()

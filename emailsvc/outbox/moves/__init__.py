@@ -10,6 +10,7 @@ from emailsvc.outbox.moves.accepting import Kept, accept
 from emailsvc.outbox.moves.ending import Failed, Tried, defer, fail, fail_waiting, send
 from emailsvc.outbox.moves.resolving import Letter, deliver, discard, replay
 from emailsvc.outbox.moves.taking import claiming, release
+from emailsvc.outbox.moves.together import Taken, send_together
 from emailsvc.outbox.moves.turning import Held, Moved
 from emailsvc.outbox.moves.withdrawing import cancel, erase
 
@@ -19,6 +20,7 @@ __all__ = [
     "Kept",
     "Letter",
     "Moved",
+    "Taken",
     "Tried",
     "accept",
     "cancel",
@@ -32,4 +34,5 @@ __all__ = [
     "release",
     "replay",
     "send",
+    "send_together",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, Select, Update, bindparam, insert, or_
+from sqlalchemy import ColumnElement, Connection, Row, Select, Update, bindparam, insert, literal_column, null, or_
 
 from emailsvc.db.models import Attempt, DeadLetter, Email
 from emailsvc.db.sqltime import db_in, db_now
@@ -32,14 +32,14 @@ class Failed(NamedTuple):
     running: bool
 
 
-_SENT = (
-    turn(Status.SENDING, Status.SENT, Email.id == bindparam("row_id"), Email.claim == bindparam("token"))
-    .values(
-        attempts=Email.attempts + 1, sent_at=db_now(), final_at=db_now(), next_attempt_at=None, lease_expires_at=None,
-        last_error=None,
-    )
-    .returning(*MOVED)
-)  # fmt: skip
+def to_sent(*mine: ColumnElement[bool]) -> Update:
+    return turn(Status.SENDING, Status.SENT, *mine).values(
+        attempts=Email.attempts + literal_column("1"), sent_at=db_now(), final_at=db_now(), next_attempt_at=null(),
+        lease_expires_at=null(), last_error=null(),
+    )  # fmt: skip
+
+
+_SENT = to_sent(Email.id == bindparam("row_id"), Email.claim == bindparam("token")).returning(*MOVED)
 
 
 def send(connection: Connection, row_id: int, token: str) -> Moved | None:
