@@ -1,8 +1,7 @@
-"""Small tools for the tests of the outbox: e-mails, rows, and time moved instead of waited for."""
+"""Small tools for the tests of the outbox: its rows, and time moved instead of waited for."""
 
 from __future__ import annotations
 
-import json
 import secrets
 from datetime import timedelta
 from typing import Any
@@ -11,10 +10,10 @@ from sqlalchemy import Engine, select, update
 
 from emailsvc import outbox
 from emailsvc.db.models import Email, Switch
-from emailsvc.intake.payload import NewEmail, Rules, parse_email
 from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import Claim
 from emailsvc.settings.config import Config
+from tests.factories import new_email
 
 SENT = Result(Outcome.SENT, "250 ok", 250)
 DEFERRED = Result(Outcome.DEFERRED, "451 4.7.1 try later", 451, "4.7.1")
@@ -22,11 +21,6 @@ REJECTED = Result(Outcome.REJECTED, "550 5.1.1 no such user", 550, "5.1.1")
 SUSPENDED = Result(Outcome.REJECTED, "550 5.7.1 account suspended", 550, "5.7.1", ".")
 UNCERTAIN = Result(Outcome.UNCERTAIN, "the connection was lost after the final dot")
 OUTAGE = Result(Outcome.OUTAGE, "connection refused")
-
-
-def new_email(email_id: str = "m-1", **fields: Any) -> NewEmail:
-    payload = {"email_id": email_id, "user": f"{email_id}@example.com", "subject": "Hello", "body": "Text", **fields}
-    return parse_email(json.dumps(payload).encode(), Rules(frozenset({"localhost", "example.org"})))
 
 
 def accept(engine: Engine, config: Config, *ids: str, **fields: Any) -> None:

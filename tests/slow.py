@@ -12,7 +12,8 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from tests.stack import TOKEN, email
+from tests.factories import payload
+from tests.stack import TOKEN
 
 DRIP_SECONDS = 0.5
 KINDS = ("headers", "body", "large body", "unread", "idle")
@@ -112,7 +113,7 @@ def good_client(port: int, seconds: float, a_second: float = 20, timeout: float 
         connection = kept if len(times) % 2 else http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
         try:
-            connection.request("POST", "/webhook/email", json.dumps(email(f"good-{len(times)}")), headers)
+            connection.request("POST", "/webhook/email", json.dumps(payload(f"good-{len(times)}")), headers)
             response = connection.getresponse()
             response.read()
             assert response.status in (200, 202), response.status

@@ -307,34 +307,13 @@ class Stack:
         return [result for _, result in sorted(results, key=lambda pair: pair[0])]
 
 
-def email(email_id: str, **fields: Any) -> dict[str, Any]:
-    """A payload whose recipient tells its id, so that the mail server's copies can be counted by id."""
-    payload = {"email_id": email_id, "user": f"{email_id}@example.com", "subject": "Hello", "body": "It works."}
-    return payload | fields
-
-
 def copies(server: Smtpd) -> Counter[str]:
-    """How many copies of each e-mail the server took, by email_id."""
+    """How many copies of each e-mail the server took, by the email_id that its recipient tells."""
     return Counter(recipient.partition("@")[0] for mail in list(server.accepted) for recipient in mail.recipients)
 
 
 def smtp_url(server: Smtpd) -> str:
     return f"smtp://127.0.0.1:{server.port}"
-
-
-def mixed_load(count: int, rng: random.Random) -> tuple[list[dict[str, Any]], set[str]]:
-    """Webhooks of which 20 % are incomplete and 70 % repeat a few ids; and the distinct valid ids."""
-    few = [f"repeated-{number}" for number in range(20)]
-    payloads = [email(rng.choice(few)) for _ in range(count * 7 // 10)]
-    payloads += [incomplete(email(f"incomplete-{n}"), rng) for n in range(count * 2 // 10)]
-    payloads += [email(f"single-{number}") for number in range(count - len(payloads))]
-    rng.shuffle(payloads)
-    return payloads, {p["email_id"] for p in payloads if len(p) == 4}
-
-
-def incomplete(payload: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    missing = rng.choice(sorted(payload))
-    return {name: value for name, value in payload.items() if name != missing}
 
 
 def _procfile(path: Path) -> list[tuple[str, str]]:

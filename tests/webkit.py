@@ -1,4 +1,4 @@
-"""A test client that holds every answer against the contract, and the payloads to post with it."""
+"""A test client that holds every answer against the contract, and how it says who it is."""
 
 from __future__ import annotations
 
@@ -18,10 +18,6 @@ TOKEN = "a-token-of-the-tests"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 STRANGER = {"REMOTE_ADDR": "203.0.113.7"}
-
-
-def payload(email_id: str = "order-1", **changes: Any) -> dict[str, Any]:
-    return {"email_id": email_id, "user": "ada@example.com", "subject": "Hello", "body": "Hello, Ada."} | changes
 
 
 class StrictClient(FlaskClient):

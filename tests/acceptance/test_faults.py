@@ -15,9 +15,10 @@ import psycopg
 import pytest
 
 from tests.benchmarks import redis_away
+from tests.factories import payload
 from tests.servers import PostgreSQL, Redis, free_port, wait_for
 from tests.smtpd import HANG, Drip, Plan, Smtpd
-from tests.stack import SHORT, TOKEN, Stack, copies, email, smtp_url
+from tests.stack import SHORT, TOKEN, Stack, copies, smtp_url
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_a_worker_frozen_past_its_lease_and_continued_changes_nothing(
     stack = deploy(WORKER_THREADS="1")
     _, (worker,) = stack.start(workers=1)
     ids = [f"m-{n}" for n in range(6)]
-    stack.together(1, ids, lambda email_id: stack.post(email(email_id)))
+    stack.together(1, ids, lambda email_id: stack.post(payload(email_id)))
     wait_for(lambda: len(copies(sink)) >= 2, 20, "the worker to be in the middle of its batch")
     os.kill(worker.pid, signal.SIGSTOP)
     sink.behaviour.mail_delay = 0
@@ -73,7 +74,7 @@ def test_an_account_that_refuses_everybody_costs_at_most_twenty_dead_letters(
     stack = deploy()
     stack.start(workers=2)
     ids = [f"m-{n}" for n in range(120)]
-    stack.together(8, ids, lambda i: stack.post(email(i, user=f"{i}@domain{int(i[2:]) % 7}.example")))
+    stack.together(8, ids, lambda i: stack.post(payload(i, user=f"{i}@domain{int(i[2:]) % 7}.example")))
     wait_for(lambda: stack.stats()["delivery"]["state"] == "outage", 30, "the outage to be noticed")
     wait_for(lambda: stack.stats()["sending"] == 0, 30, "every batch to be given back")
     stats = stack.stats()
@@ -93,7 +94,7 @@ def test_a_server_that_is_away_burns_no_attempt_and_its_return_is_noticed(
     stack = deploy(SMTP_URL=f"smtp://127.0.0.1:{port}")
     stack.start(workers=2)
     ids = [f"m-{n}" for n in range(60)]
-    stack.together(4, ids, lambda email_id: stack.post(email(email_id)))
+    stack.together(4, ids, lambda email_id: stack.post(payload(email_id)))
     wait_for(lambda: stack.stats()["delivery"]["state"] == "outage", 20, "the outage to be noticed")
     assert stack.request("POST", "/delivery/pause").json["state"] == "paused"
     assert stack.stats()["failed_attempts"] == 0
@@ -118,7 +119,7 @@ def test_a_shutdown_ends_in_time_whatever_the_mail_server_does(
     times = {"SMTP_TIMEOUT_SECONDS": "60", "SMTP_REPLY_TIMEOUT_SECONDS": "60", "LEASE_SECONDS": "130"}
     stack = deploy(WORKER_THREADS="1", **times)
     _, (worker,) = stack.start(workers=1)
-    stack.together(1, ["m-0", "m-1", "m-2"], lambda email_id: stack.post(email(email_id)))
+    stack.together(1, ["m-0", "m-1", "m-2"], lambda email_id: stack.post(payload(email_id)))
     wait_for(lambda: sink.conversations == 1 and stack.stats()["sending"] >= 1, 20, "the conversation to hang")
     wait_for(lambda: sink.seen("RCPT") >= 1, 20, "the conversation to be at its recipient")
     began = time.monotonic()
@@ -139,7 +140,7 @@ def test_a_restart_under_load_with_a_server_that_answers_leaves_nothing_uncertai
     stack = deploy()
     _, workers = stack.start(workers=1)
     ids = [f"m-{n}" for n in range(80)]
-    stack.together(8, ids, lambda email_id: stack.post(email(email_id)))
+    stack.together(8, ids, lambda email_id: stack.post(payload(email_id)))
     wait_for(lambda: len(copies(sink)) >= 4, 20, "the worker to be busy")
     worker = workers[0]
     for _ in range(3):
@@ -159,7 +160,7 @@ def test_scheduled_mail_goes_out_within_two_seconds_of_its_time(deploy: Callable
     stack.start(workers=1)
     due = time.time() + 4
     moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(due))
-    stack.post(email("later", send_at=moment))
+    stack.post(payload("later", send_at=moment))
     sink.wait(lambda: bool(sink.to("later@example.com")), 20)
     assert -1.0 <= sink.to("later@example.com")[0].at - due <= 3.0  # seconds are cut off when the moment is written
 
@@ -168,9 +169,9 @@ def test_a_dripping_server_holds_up_only_its_own_thread(deploy: Callable[..., St
     sink.script("slow@example.com", Plan("rcpt", Drip("250 2.1.5 ok but slow", 1.0), forever=True))
     stack = deploy(WORKER_THREADS="2")
     stack.start(workers=1)
-    stack.post(email("slow"))
+    stack.post(payload("slow"))
     wait_for(lambda: stack.stats()["sending"] == 1, 20, "the slow one to be in hand")
-    stack.post(email("quick"))
+    stack.post(payload("quick"))
     sink.wait(lambda: bool(sink.to("quick@example.com")), 10)
     assert stack.get("/emails/slow").json["state"] in ("sending", "pending")
 
@@ -223,7 +224,7 @@ def test_a_worker_ends_in_time_and_without_a_traceback_when_its_database_is_away
     stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink))
     sink.behaviour.mail_delay = 0.2
     _, (worker,) = stack.start(workers=1)
-    stack.together(8, [f"m-{n}" for n in range(80)], lambda email_id: stack.post(email(email_id)))
+    stack.together(8, [f"m-{n}" for n in range(80)], lambda email_id: stack.post(payload(email_id)))
     wait_for(lambda: len(copies(sink)) > 8, 20, "four batches in hand")
     if frozen:
         own_postgresql.freeze()
@@ -252,10 +253,10 @@ def test_a_webhook_is_answered_within_9_s_of_its_arrival_however_many_wait(
 
     def ask(number: int) -> tuple[int, bool, float]:
         began = time.monotonic()
-        reply = stack.get("/readyz") if number % 3 == 2 else stack.post(email(f"m-{number}"))
+        reply = stack.get("/readyz") if number % 3 == 2 else stack.post(payload(f"m-{number}"))
         return reply.status, "retry-after" in reply.headers, time.monotonic() - began
 
-    assert stack.post(email("before")).status == 202
+    assert stack.post(payload("before")).status == 202
     stack.hang_up()
     own_postgresql.freeze()
     try:
@@ -264,7 +265,7 @@ def test_a_webhook_is_answered_within_9_s_of_its_arrival_however_many_wait(
         own_postgresql.thaw()
     assert {(status, retry_after) for status, retry_after, _ in answers} == {(503, True)}
     assert max(seconds for _, _, seconds in answers) < 9.0
-    assert stack.post(email("m-0")).status in (200, 202)
+    assert stack.post(payload("m-0")).status in (200, 202)
 
 
 def test_a_full_volume_is_named_and_work_goes_on_when_there_is_room_again(
@@ -275,12 +276,12 @@ def test_a_full_volume_is_named_and_work_goes_on_when_there_is_room_again(
     stack.start(workers=1)
     ids = [f"mail-{number}" for number in range(60)]
     for email_id in ids:
-        assert stack.post(email(email_id)).status == 202
+        assert stack.post(payload(email_id)).status == 202
     wait_for(lambda: len(copies(sink)) > 5, 20, "some mail to be sent")
     with (volume / "filler").open("wb", buffering=0) as filler, suppress(OSError):
         while True:
             filler.write(bytes(4096))
-    wait_for(lambda: stack.post(email("large", body="x" * 100_000)).status == 503, 20, "a webhook to be refused")
+    wait_for(lambda: stack.post(payload("large", body="x" * 100_000)).status == 503, 20, "a webhook to be refused")
     ready = stack.get("/readyz")
     assert ready.status == 503
     assert any("disk of the database is full" in problem for problem in ready.json["problems"])
@@ -288,7 +289,7 @@ def test_a_full_volume_is_named_and_work_goes_on_when_there_is_room_again(
     assert check.returncode == 1
     assert "disk is full" in check.stdout or "disk of the database is full" in check.stdout
     (volume / "filler").unlink()
-    assert stack.post_until_answered(email("large", body="x" * 100_000))[0].status == 202
+    assert stack.post_until_answered(payload("large", body="x" * 100_000))[0].status == 202
     assert stack.wait_settled(60)["sent"] == len(ids) + 1
     assert max(copies(sink).values()) == 1
     wait_for(lambda: stack.get("/readyz").status == 200, 20, "the service to be ready")

@@ -12,9 +12,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.factories import payload
 from tests.servers import PostgreSQL, Redis, wait_for
 from tests.smtpd import Smtpd
-from tests.stack import SHORT, Process, Reply, Stack, copies, email, mixed_load, smtp_url
+from tests.stack import SHORT, Process, Reply, Stack, copies, smtp_url
 
 
 @pytest.fixture(params=["procfile", "embedded"])
@@ -41,14 +42,14 @@ def test_a_mixed_load_is_answered_counted_and_sent_once(service: Stack, sink: Sm
     replies = service.together(16, payloads, service.post)
     accepted: Counter[str] = Counter()
     repeats = 0
-    for payload, reply in zip(payloads, replies, strict=True):
-        if len(payload) < 4:
-            assert reply.status == 400, (payload, reply)
-            missing = {"email_id", "user", "subject", "body"} - set(payload)
+    for posted, reply in zip(payloads, replies, strict=True):
+        if len(posted) < 4:
+            assert reply.status == 400, (posted, reply)
+            missing = {"email_id", "user", "subject", "body"} - set(posted)
             assert reply.json["field"] in missing, reply
         else:
-            assert reply.status in (200, 202), (payload, reply)
-            accepted[payload["email_id"]] += reply.status == 202
+            assert reply.status in (200, 202), (posted, reply)
+            accepted[posted["email_id"]] += reply.status == 202
             repeats += reply.status == 200
     assert accepted == Counter(dict.fromkeys(valid, 1))
     stats = service.wait_settled(60)
@@ -66,7 +67,7 @@ def test_simultaneous_posts_of_one_id_make_one_row_and_one_mail(service: Stack, 
         replies = []
         for email_id in ids:
             barrier.wait()
-            replies.append((email_id, service.post(email(email_id))))
+            replies.append((email_id, service.post(payload(email_id))))
         return replies
 
     answers = [pair for pairs in service.together(clients, range(clients), post_all) for pair in pairs]
@@ -124,7 +125,7 @@ def test_a_hanging_redis_delays_no_answer_and_its_return_sends_the_mail(
     try:
         for number in range(5):
             start = time.monotonic()
-            assert stack.post(email(f"while-hanging-{number}")).status == 202
+            assert stack.post(payload(f"while-hanging-{number}")).status == 202
             assert time.monotonic() - start < 2
     finally:
         own_redis.thaw()
@@ -188,3 +189,18 @@ def _count_rows(url: str) -> dict[str, int]:
     statuses = {name: by_status.get(name, 0) for name in ("pending", "sending", "sent", "failed", "cancelled")}
     totals = {"received": sum(by_status.values()), "duplicates": repeats[0], "mismatches": repeats[1]}
     return statuses | totals | {"dead_letters": letters[0], "failed_attempts": attempts[0]}
+
+
+def mixed_load(count: int, rng: random.Random) -> tuple[list[dict[str, Any]], set[str]]:
+    """Webhooks of which 20 % are incomplete and 70 % repeat a few ids; and the distinct valid ids."""
+    few = [f"repeated-{number}" for number in range(20)]
+    payloads = [payload(rng.choice(few)) for _ in range(count * 7 // 10)]
+    payloads += [incomplete(payload(f"incomplete-{n}"), rng) for n in range(count * 2 // 10)]
+    payloads += [payload(f"single-{number}") for number in range(count - len(payloads))]
+    rng.shuffle(payloads)
+    return payloads, {p["email_id"] for p in payloads if len(p) == 4}
+
+
+def incomplete(whole: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    missing = rng.choice(sorted(whole))
+    return {name: value for name, value in whole.items() if name != missing}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+from tests.factories import payload
 from tests.servers import PgBouncer, PostgreSQL
 from tests.smtpd import Smtpd
-from tests.stack import Stack, copies, email, smtp_url
+from tests.stack import Stack, copies, smtp_url
 
 
 def test_a_deploy_through_it(
@@ -18,7 +19,7 @@ def test_a_deploy_through_it(
     with Smtpd() as server:
         stack = make_stack(DATABASE_URL=pooler.url(name), REDIS_URL=redis_url, SMTP_URL=smtp_url(server))
         stack.start(workers=2)
-        emails = [email(f"m-{number}") for number in range(150)]
+        emails = [payload(f"m-{number}") for number in range(150)]
         assert Counter(stack.together(16, emails, lambda e: stack.post(e).status)) == {202: 150}
         assert Counter(stack.together(16, emails, lambda e: stack.post(e).status)) == {200: 150}
         stats = stack.wait_settled()

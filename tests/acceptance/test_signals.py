@@ -21,9 +21,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.factories import payload
 from tests.servers import PostgreSQL, alive, descendants, free_port, wait_for
 from tests.smtpd import HANG, Plan, Smtpd
-from tests.stack import SHORT, Stack, copies, email, smtp_url
+from tests.stack import SHORT, Stack, copies, smtp_url
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_a_killed_worker_leaves_only_the_lowest_row_of_each_claim_uncertain(
     stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink), WORKER_THREADS="4", **SHORT)
     _, (worker,) = stack.start(workers=1)
     ids = [f"mail-{number}" for number in range(120)]
-    stack.together(8, ids, lambda email_id: stack.post(email(email_id)))
+    stack.together(8, ids, lambda email_id: stack.post(payload(email_id)))
     claims = "SELECT claim, min(id) FROM emails WHERE status = 'sending' GROUP BY claim HAVING count(*) > 2"
     wait_for(lambda: len(copies(sink)) > 10 and len(rows(database, claims)) == 4, 30, "four batches in hand")
     worker.kill9()
@@ -72,7 +73,7 @@ def test_sigterm_sent_twice_to_every_process_leaves_nothing_in_hand(
     stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink))
     stack.start(workers=2)
     ids = [f"mail-{number}" for number in range(150)]
-    stack.together(8, ids, lambda email_id: stack.post(email(email_id)))
+    stack.together(8, ids, lambda email_id: stack.post(payload(email_id)))
     wait_for(lambda: len(copies(sink)) > 10, 30, "the workers to be busy")
     for process in list(stack.processes):
         process.term(times=2)
@@ -180,7 +181,7 @@ def test_flask_start_ends_cleanly_when_its_terminal_sends_ctrl_c_to_the_whole_gr
     start = stack.spawn("start", "flask start")
     stack.wait_ready()
     ids = [f"mail-{number}" for number in range(60)]
-    stack.together(4, ids, lambda email_id: stack.post(email(email_id)))
+    stack.together(4, ids, lambda email_id: stack.post(payload(email_id)))
     wait_for(lambda: len(copies(sink)) > 4, 20, "some mail to be sent")
     os.killpg(start.pid, signal.SIGINT)
     assert start.wait(25) == 0, start.output()
@@ -204,7 +205,7 @@ def test_a_stranger_on_the_network_is_told_what_to_set(make_stack: Callable[...,
     def ask(method: str, path: str) -> tuple[int, Any]:
         connection = http.client.HTTPConnection(host, stack.port, timeout=10)
         try:
-            body = json.dumps(email("from-outside")) if method == "POST" else None
+            body = json.dumps(payload("from-outside")) if method == "POST" else None
             connection.request(method, path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
             return response.status, response.read()
@@ -254,7 +255,7 @@ def test_a_worker_killed_before_its_dot_raises_no_false_alarm(
     database = postgresql.url(postgresql.create_database())
     stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink), **SHORT)
     _, (worker,) = stack.start(workers=1)
-    stack.post(email("m-1"))
+    stack.post(payload("m-1"))
     wait_for(lambda: any("RCPT" in line for _, line in sink.commands), 20, "the conversation to be under way")
     wait_for(lambda: hangs_at == "rcpt" or any("DATA" in line for _, line in sink.commands), 20, "the dot")
     worker.kill9()

@@ -12,9 +12,10 @@ import psycopg
 import pytest
 
 from tests.conftest import started
+from tests.factories import payload
 from tests.servers import PostgreSQL, Redis, wait_for
 from tests.smtpd import DROP, Drip, Plan, Smtpd
-from tests.stack import Stack, copies, email, smtp_url
+from tests.stack import Stack, copies, smtp_url
 
 LATER = "451 4.7.1 greylisted, come again"
 SCRIPT = {
@@ -57,7 +58,7 @@ class Story:
         row, (*_, last) = self.row(email_id), self.attempts(email_id)
         with psycopg.connect(self.url) as connection:
             connection.execute("UPDATE emails SET next_attempt_at = now() WHERE id = %s", (row["id"],))
-        assert self.stack.post(email(email_id)).status == 200  # a duplicate of what is due asks for a drain
+        assert self.stack.post(payload(email_id)).status == 200  # a duplicate of what is due asks for a drain
         return float((row["next_attempt_at"] - last["at"]).total_seconds())
 
     def become(self, email_id: str, status: str, seconds: float = 30) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def story(postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> I
         stack.start(workers=1)
         for name in SCRIPT:
             if name not in ("never", "dropped-early"):  # those two are posted when their tests begin
-                assert stack.post(email(name)).status == 202
+                assert stack.post(payload(name)).status == 202
         yield Story(stack, server, postgresql.url(database))
         stack.stop()
         print(stack.tail())
@@ -116,7 +117,7 @@ def test_a_connection_dropped_after_the_dot_is_uncertain_and_one_copy(story: Sto
 
 
 def test_a_connection_dropped_before_the_dot_is_retried(story: Story) -> None:
-    assert story.stack.post(email("dropped-early")).status == 202
+    assert story.stack.post(payload("dropped-early")).status == 202
     story.hurry("dropped-early", 1)
     story.become("dropped-early", "sent", 40)
     assert {attempt["outcome"] for attempt in story.attempts("dropped-early")} == {"deferred"}
@@ -137,7 +138,7 @@ def test_a_dripping_server_is_cut_off_at_the_deadline(story: Story) -> None:
 
 
 def test_451_for_ever_is_four_attempts_and_exhausted(story: Story) -> None:
-    assert story.stack.post(email("never")).status == 202
+    assert story.stack.post(payload("never")).status == 202
     for attempt in (1, 2, 3):
         story.hurry("never", attempt)
     story.become("never", "failed")
@@ -188,7 +189,7 @@ def test_a_server_that_ends_idle_connections_with_an_error_costs_no_attempt(
     stack.start(workers=1)
     gaps = random.Random(5)
     for number in range(30):
-        assert stack.post(email(f"m-{number}")).status == 202
+        assert stack.post(payload(f"m-{number}")).status == 202
         sink.wait(lambda number=number: sink.taken > number, 30)  # type: ignore[misc]
         time.sleep(gaps.uniform(0.05, 0.2))
     stats = stack.wait_settled()

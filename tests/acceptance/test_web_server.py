@@ -11,10 +11,10 @@ from http.client import HTTPResponse
 
 import pytest
 
+from tests.factories import payload
 from tests.servers import wait_for
 from tests.slow import KINDS, SlowClients, good_client, percentile
 from tests.stack import TOKEN, Process, Stack
-from tests.webkit import payload
 
 LIMIT = 20_000
 BODY = json.dumps(payload("chunked")).encode()

@@ -36,8 +36,9 @@ import psycopg
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tests.factories import payload  # noqa: E402
 from tests.servers import MissingServer, PostgreSQL, Redis, wait_for  # noqa: E402
-from tests.stack import Process, Stack, email  # noqa: E402
+from tests.stack import Process, Stack  # noqa: E402
 
 RUN_KILLS = 100
 SENDERS = 4
@@ -179,7 +180,7 @@ class Storm:
         try:
             while (turn := self._turn()) is not None:
                 for _ in range(1 + (rng.random() < REPEATS)):
-                    self._post(email(f"mail-{self.plan.seed}-{turn}"))
+                    self._post(payload(f"mail-{self.plan.seed}-{turn}"))
         except BaseException as exc:  # noqa: BLE001 - told by the main thread
             self.errors.append(exc)
         finally:

@@ -30,8 +30,9 @@ from tests.benchmarks.side_by_side import (
     summary,
 )
 from tests.benchmarks.stand import BODY, Stand, commit_of
+from tests.factories import payload
 from tests.servers import descendants, wait_for
-from tests.stack import ROOT, email
+from tests.stack import ROOT
 
 
 def cpu_seconds(*roots: int) -> float:
@@ -58,7 +59,7 @@ class Counted:
 
     def run(self) -> Measured:
         requests = [
-            load.request("/webhook/email", email(f"m-{next(self._numbers)}", body=BODY)) for _ in range(self.emails)
+            load.request("/webhook/email", payload(f"m-{next(self._numbers)}", body=BODY)) for _ in range(self.emails)
         ]
         with self.stand.postgresql.connect(self.name) as connection:
             connection.execute("CHECKPOINT")

@@ -21,8 +21,9 @@ from pathlib import Path
 from tests.benchmarks import peers
 from tests.benchmarks.side_by_side import Measured, Side, alternate, compare, insist_on_quiet, options
 from tests.benchmarks.stand import BODY, Stand, commit_of
+from tests.factories import payload
 from tests.servers import wait_for
-from tests.stack import ROOT, Stack, email
+from tests.stack import ROOT, Stack
 
 RATE, WHOLE_RUN = "e-mails/s", "e-mails/s with the start-up"
 MAX_SECONDS = 240
@@ -40,7 +41,7 @@ class Backlog:
     def store(self, emails: int) -> None:
         assert self.stack.post({}, "/delivery/pause").status == 200
         for start in range(0, emails, 1000):
-            some = [email(f"m-{next(self._numbers)}", body=BODY) for _ in range(min(1000, emails - start))]
+            some = [payload(f"m-{next(self._numbers)}", body=BODY) for _ in range(min(1000, emails - start))]
             assert self.stack.post({"emails": some}, "/webhook/email/batch").status == 200
 
     def start(self) -> None:

@@ -19,9 +19,10 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from tests.factories import payload
 from tests.servers import PostgreSQL, Redis
 from tests.smtpd import Accepted, Plan, Smtpd
-from tests.stack import ROOT, SHORT, Process, Stack, copies, email, smtp_url
+from tests.stack import ROOT, SHORT, Process, Stack, copies, smtp_url
 
 
 class Deploy:
@@ -37,7 +38,7 @@ class Deploy:
 
     def post(self, count: int) -> None:
         for number in range(len(self.posted), len(self.posted) + count):
-            self.stack.post_until_answered(email(f"m-{number}"))
+            self.stack.post_until_answered(payload(f"m-{number}"))
             self.posted[f"m-{number}"] = time.time()
             time.sleep(0.01)
 

@@ -15,9 +15,10 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from tests.factories import payload
 from tests.servers import PostgreSQL, Redis
 from tests.smtpd import Smtpd
-from tests.stack import Stack, email, smtp_url
+from tests.stack import Stack, smtp_url
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -69,7 +70,7 @@ def measure(embedded: bool, seconds: float, emails: int) -> dict[str, str]:
 
 def _wait(stack: Stack, server: Smtpd, number: int) -> float:
     posted = time.time()
-    assert stack.post(email(f"m-{number}")).status == 202
+    assert stack.post(payload(f"m-{number}")).status == 202
     server.wait(lambda: len(server.accepted) > number)
     time.sleep(0.02)
     return server.accepted[-1].at - posted

@@ -17,8 +17,9 @@ from pathlib import Path
 from tests.benchmarks import load, peers
 from tests.benchmarks.side_by_side import Measured, Side, alternate, compare, insist_on_quiet, options, within
 from tests.benchmarks.stand import Stand, commit_of
+from tests.factories import payload
 from tests.servers import free_port
-from tests.stack import ROOT, email
+from tests.stack import ROOT
 
 NEW, DUPLICATES = "new ids, webhooks/s", "duplicates, webhooks/s"
 CLIENT = "the client's own CPU, % of a core"
@@ -32,7 +33,7 @@ class Webhooks:
         self._numbers = count()
 
     def __call__(self) -> Measured:
-        singles = [load.request("/webhook/email", email(f"m-{next(self._numbers)}")) for _ in range(self.emails)]
+        singles = [load.request("/webhook/email", payload(f"m-{next(self._numbers)}")) for _ in range(self.emails)]
         new = load.post(self.port, singles, self.connections, statuses={202})
         again = load.post(self.port, singles, self.connections, statuses={200})
         measured = {
@@ -48,7 +49,7 @@ class Webhooks:
 
     def _batches(self, size: int) -> dict[str, float]:
         requests = [
-            load.request("/webhook/email/batch", {"emails": [email(f"m-{next(self._numbers)}") for _ in range(size)]})
+            load.request("/webhook/email/batch", {"emails": [payload(f"m-{next(self._numbers)}") for _ in range(size)]})
             for _ in range(4000 // size)
         ]
         return {f"batches of {size:,}, e-mails/s": load.post(self.port, requests, 4, statuses={200}).rate * size}

@@ -25,8 +25,9 @@ from tests.benchmarks.side_by_side import (
     summary,
 )
 from tests.benchmarks.stand import Stand, commit_of
+from tests.factories import payload
 from tests.smtpd import Smtpd
-from tests.stack import ROOT, Stack, email, smtp_url
+from tests.stack import ROOT, Stack, smtp_url
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def post_paced(stack: Stack, server: Smtpd, prefix: str, seconds: float, a_secon
     def post(number: int) -> None:
         time.sleep(max(0.0, began + number / a_second - time.monotonic()))
         asked = time.time()
-        assert stack.post(email(f"{prefix}-{number}")).status == 202
+        assert stack.post(payload(f"{prefix}-{number}")).status == 202
         moments[f"{prefix}-{number}"] = asked, time.time()
 
     stack.together(4, range(round(seconds * a_second)), post)

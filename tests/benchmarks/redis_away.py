@@ -17,9 +17,10 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
+from tests.factories import payload
 from tests.servers import PostgreSQL, Redis
 from tests.smtpd import Plan, Smtpd
-from tests.stack import Stack, email, smtp_url
+from tests.stack import Stack, smtp_url
 
 TROUBLES: dict[str, tuple[Callable[[Redis], object], Callable[[Redis], object]]] = {
     "refused": (Redis.kill9, Redis.start),
@@ -64,7 +65,7 @@ def _post(stack: Stack, server: Smtpd, count: int, pause: float) -> dict[str, fl
         name = f"m-{number}"
         if number % 3 == 0:
             server.script(f"{name}@example.com", Plan("rcpt", "451 4.7.1 greylisted"))
-        assert stack.post(email(name)).status == 202
+        assert stack.post(payload(name)).status == 202
         answered[name] = time.time()
     return answered
 

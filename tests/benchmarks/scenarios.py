@@ -22,16 +22,17 @@ from collections.abc import Callable, Iterator
 
 from tests.benchmarks.latency import milliseconds, post_paced
 from tests.benchmarks.stand import deployed
+from tests.factories import payload
 from tests.servers import free_port, wait_for
 from tests.smtpd import Smtpd
-from tests.stack import Stack, email, smtp_url
+from tests.stack import Stack, smtp_url
 
 Table = dict[str, object]
 
 
 def _post_batches(stack: Stack, prefix: str, count: int, **fields: object) -> None:
     for start in range(0, count, 1000):
-        emails = [email(f"{prefix}-{n}", **fields) for n in range(start, min(start + 1000, count))]
+        emails = [payload(f"{prefix}-{n}", **fields) for n in range(start, min(start + 1000, count))]
         reply = stack.post({"emails": emails}, "/webhook/email/batch")
         assert reply.status == 200, reply
 
@@ -43,7 +44,7 @@ def priority() -> Table:
         posted: dict[str, float] = {}
         for number in range(100):
             posted[f"high-{number}"] = time.time()
-            assert stack.post(email(f"high-{number}", priority="high")).status == 202
+            assert stack.post(payload(f"high-{number}", priority="high")).status == 202
             time.sleep(0.02)
         ahead = stack.stats()["pending"]
         stack.wait_settled(300)
@@ -114,7 +115,7 @@ def outage(seconds: float = 180, a_second: int = 20) -> Table:
 def _keep_posting(stack: Stack, stop: threading.Event, a_second: int) -> None:
     number, began = 0, time.monotonic()
     while not stop.is_set():
-        assert stack.post(email(f"m-{number}")).status == 202
+        assert stack.post(payload(f"m-{number}")).status == 202
         number += 1
         stop.wait(max(0.0, began + number / a_second - time.monotonic()))
     stack.hang_up()
@@ -150,7 +151,7 @@ def replay(letters: int = 300, seconds: float = 60, a_second: int = 50) -> Table
         return "552 5.2.2 mailbox full" if recipient.startswith("full-") else None
 
     with Smtpd(keep_commands=False, refuse=refuse) as server, deployed(smtp_url(server)) as stack:
-        full = [email(f"full-{n}", user=f"full-{n}@domain{n % 3}.example") for n in range(letters)]
+        full = [payload(f"full-{n}", user=f"full-{n}@domain{n % 3}.example") for n in range(letters)]
         assert stack.post({"emails": full}, "/webhook/email/batch").status == 200
         wait_for(lambda: stack.stats()["dead_letters"] == letters, 120, "the first refusals")
         alone = _waits(stack, server, "alone", seconds, a_second)

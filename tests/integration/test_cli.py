@@ -24,11 +24,12 @@ from emailsvc import outbox, reports
 from emailsvc.app import create_app
 from emailsvc.commands.cli import REASONS
 from emailsvc.intake import signing
-from emailsvc.intake.payload import Rules, parse_email
 from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import Claim
 from emailsvc.settings.config import Config, load
 from emailsvc.vocabulary import Reason
+from tests.emails import accept
+from tests.factories import new_email
 from tests.servers import PostgreSQL, free_port
 from tests.smtpd import Smtpd
 from tests.stack import ROOT
@@ -62,11 +63,6 @@ def shown(done: Run) -> dict[str, Any]:
     return value
 
 
-def post(engine: Engine, config: Config, email_id: str, user: str = "ada@example.com", **more: object) -> None:
-    payload = {"email_id": email_id, "user": user, "subject": "Hello", "body": "It works.", **more}
-    outbox.accept(engine, parse_email(json.dumps(payload).encode(), Rules(config.from_domains)), config)
-
-
 def attempt(engine: Engine, config: Config, result: Result) -> None:
     """What a worker does with everything that is due, when every conversation ends so."""
     token = secrets.token_hex(16)
@@ -82,8 +78,8 @@ SENT = Result(Outcome.SENT, "250 2.0.0 taken", 250)
 
 
 def test_stats_shows_what_the_route_shows(flask: Flasks, engine: Engine, config: Config) -> None:
-    post(engine, config, "one")
-    post(engine, config, "one")
+    accept(engine, config, "one")
+    accept(engine, config, "one")
     stats = shown(flask("stats"))
     assert stats.pop("oldest_pending_seconds") >= 0
     expected = msgspec.to_builtins(reports.stats(engine))
@@ -96,14 +92,14 @@ def test_pause_holds_delivery_and_resume_lets_it_go_on(flask: Flasks, engine: En
     paused = shown(flask("pause"))
     assert (paused["state"], paused["reason"]) == ("paused", "flask pause")
     assert shown(flask("pause"))["since"] == paused["since"]
-    post(engine, config, "one")
+    accept(engine, config, "one")
     assert not isinstance(outbox.claim(engine, secrets.token_hex(16), config), Claim)
     assert shown(flask("resume")) == {"state": "running", "since": None, "reason": None}
     assert isinstance(outbox.claim(engine, secrets.token_hex(16), config), Claim)
 
 
 def test_end_outage_ends_one_and_says_when_there_is_none(flask: Flasks, engine: Engine, config: Config) -> None:
-    post(engine, config, "one")
+    accept(engine, config, "one")
     attempt(engine, config, Result(Outcome.OUTAGE, "connection refused"))
     assert not isinstance(outbox.claim(engine, secrets.token_hex(16), config), Claim)
     done = flask("end-outage")
@@ -136,14 +132,14 @@ def test_a_bad_address_for_a_test_e_mail_is_a_sentence(flask: Flasks, engine: En
 def test_erasing_a_person_cancels_scrubs_and_marks_and_keeps_the_ids(
     flask: Flasks, engine: Engine, config: Config
 ) -> None:
-    post(engine, config, "sent")
+    accept(engine, config, "sent", user="ada@example.com")
     attempt(engine, config, SENT)
-    post(engine, config, "in-hand")
+    accept(engine, config, "in-hand", user="ada@example.com")
     token = secrets.token_hex(16)
     claim = outbox.claim(engine, token, config)
     assert isinstance(claim, Claim)
-    post(engine, config, "waiting", "ADA@example.com")
-    post(engine, config, "another", "bob@example.com")
+    accept(engine, config, "waiting", user="ADA@example.com")
+    accept(engine, config, "another", user="bob@example.com")
     assert flask("erase", "Ada@Example.com").stdout == "3 e-mails erased\n"
     states = {email_id: reports.email(engine, email_id).state for email_id in ("sent", "in-hand", "waiting")}
     assert states == {"sent": "sent", "in-hand": "sending", "waiting": "cancelled"}
@@ -151,7 +147,7 @@ def test_erasing_a_person_cancels_scrubs_and_marks_and_keeps_the_ids(
     with engine.connect() as connection:
         left = connection.execute(text("SELECT email_id, recipient, body FROM emails ORDER BY email_id")).all()
     assert [tuple(row) for row in left] == [
-        ("another", "bob@example.com", "It works."),
+        ("another", "bob@example.com", "Text"),
         ("in-hand", None, None),
         ("sent", None, None),
         ("waiting", None, None),
@@ -165,11 +161,7 @@ def test_erasing_a_person_cancels_scrubs_and_marks_and_keeps_the_ids(
 def test_a_long_erasure_shows_its_progress_on_a_terminal_and_nothing_in_a_pipe(
     engine: Engine, config: Config, tmp_path: Path, terminal: bool
 ) -> None:
-    emails = [
-        {"email_id": f"m-{n}", "user": "ada@example.com", "subject": "Hello", "body": "It works."} for n in range(501)
-    ]
-    rules = Rules(config.from_domains)
-    outbox.accept_many(engine, [parse_email(json.dumps(email).encode(), rules) for email in emails], config)
+    outbox.accept_many(engine, [new_email(f"m-{n}", user="ada@example.com") for n in range(501)], config)
     ours, theirs = pty.openpty() if terminal else os.pipe()
     program = [sys.executable, "-m", "flask", "--app", str(ROOT / "wsgi.py"), "erase", "ada@example.com"]
     environ = {**os.environ, "DATABASE_URL": config.database_url, "PYTHONPATH": str(ROOT), "LOG_LEVEL": "ERROR"}
@@ -200,7 +192,7 @@ def test_a_new_secret_can_be_used_and_is_never_the_same(flask: Flasks) -> None:
 def letters(engine: Engine, config: Config) -> list[int]:
     """The ids of three dead letters: of «rejected», «uncertain» and «third», oldest first."""
     for email_id, result in (("rejected", REJECTED), ("uncertain", UNCERTAIN), ("third", REJECTED)):
-        post(engine, config, email_id)
+        accept(engine, config, email_id)
         attempt(engine, config, result)
     return [letter.id for letter in reversed(reports.dead_letters(engine).dead_letters)]
 
@@ -470,7 +462,7 @@ def test_check_fails_on_a_schema_that_is_not_there_and_on_a_database_that_is_awa
 def test_check_fails_when_the_invariant_is_broken(
     make_config: Callable[..., Config], engine: Engine, config: Config
 ) -> None:
-    post(engine, config, "one")
+    accept(engine, config, "one")
     attempt(engine, config, REJECTED)
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM dead_letters"))

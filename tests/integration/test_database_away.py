@@ -31,10 +31,9 @@ from emailsvc.outbox import InDoubt, SentTogether
 from emailsvc.settings import config as configuration
 from emailsvc.settings.config import Config
 from tests.conftest import migrate
-from tests.emails import SENT, accept, new_email, row, rows
+from tests.emails import SENT, accept, row, rows
+from tests.factories import new_email, payload
 from tests.servers import PostgreSQL, wait_for
-
-PAYLOAD = {"email_id": "m-1", "user": "m-1@example.com", "subject": "Hello", "body": "Text"}
 
 
 @pytest.fixture
@@ -44,8 +43,8 @@ def config(own_postgresql: PostgreSQL, tmp_path: Path) -> Config:
     return configuration.load({"DATABASE_URL": url}, tmp_path / "instance")
 
 
-def _post(client: FlaskClient, **fields: Any) -> Any:
-    return client.post("/webhook/email", json=PAYLOAD | fields)
+def _post(client: FlaskClient, email_id: str = "m-1") -> Any:
+    return client.post("/webhook/email", json=payload(email_id))
 
 
 def test_the_web_answers_503_while_it_is_away_and_goes_on_by_itself(

@@ -44,11 +44,11 @@ from tests.emails import (
     make_due,
     move,
     move_switch,
-    new_email,
     row,
     rows,
     switch,
-)  # fmt: skip
+)
+from tests.factories import new_email
 from tests.machine import Line
 from tests.servers import PostgreSQL
 

@@ -18,8 +18,9 @@ from emailsvc.mail.files import FileTransport
 from emailsvc.mail.memory import MemoryTransport
 from emailsvc.mail.smtp import SmtpTransport
 from emailsvc.mail.transport import Transport
-from tests.mails import a_mail, at, send
+from tests.factories import a_message
 from tests.smtpd import Smtpd
+from tests.transport import at, send
 
 
 class Post(ABC):
@@ -73,7 +74,7 @@ def post(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Post]:
 
 
 def test_a_mail_arrives_whole(post: Post) -> None:
-    mail = a_mail(subject="Grüße", body="Hallo,\n.\nbis bald\n", html="<p>Hallo</p>", headers={"X-Order": "7"})
+    mail = a_message(subject="Grüße", body="Hallo,\n.\nbis bald\n", html="<p>Hallo</p>", headers={"X-Order": "7"})
     result = send(post.transport, mail)
     assert result.outcome is Outcome.SENT
     (raw,) = post.messages()
@@ -86,19 +87,19 @@ def test_a_mail_arrives_whole(post: Post) -> None:
 
 
 def test_the_id_goes_into_the_configured_header(post: Post) -> None:
-    send(post.transport, a_mail(email_id="order 7/ä"))
+    send(post.transport, a_message(email_id="order 7/ä"))
     message = email.message_from_bytes(post.messages()[0], policy=email.policy.default)
     assert message["x-id"] == "order 7/ä"
 
 
 def test_a_second_copy_is_seen_as_one(post: Post) -> None:
-    mail = a_mail()
+    mail = a_message()
     assert [send(post.transport, mail).outcome for _ in range(2)] == [Outcome.SENT] * 2
     assert len(post.messages()) == 2
 
 
 def test_a_mail_that_cannot_be_built_is_rejected(post: Post) -> None:
-    result = send(post.transport, a_mail(subject="a\nBcc: eve@example.com"))
+    result = send(post.transport, a_message(subject="a\nBcc: eve@example.com"))
     assert result.outcome is Outcome.REJECTED
     assert "control characters" in result.reply
     assert post.messages() == []
@@ -115,7 +116,7 @@ def test_a_deadline_that_passes_just_before_the_dot_sends_nothing(post: Post) ->
         while monotonic() < deadline:
             time.sleep(0.01)
 
-    result = post.transport.send(a_mail(), deadline=deadline, reply_timeout=10.0, passing_dot=slowly)
+    result = post.transport.send(a_message(), deadline=deadline, reply_timeout=10.0, passing_dot=slowly)
     assert result.outcome is Outcome.DEFERRED
     assert "deadline" in result.reply
     assert (len(noted), len(post.messages())) == (1, 1)
@@ -183,7 +184,7 @@ def test_files_have_safe_names_whatever_the_id(tmp_path: Path) -> None:
     transport = FileTransport(tmp_path / "outbox")
     ids = ["../../etc/passwd", "a/b", "..", ".", "ä" * 200, "x" * 255, "con\\aux", "\u202e"]
     for email_id in ids:
-        assert send(transport, a_mail(email_id=email_id)).outcome is Outcome.SENT
+        assert send(transport, a_message(email_id=email_id)).outcome is Outcome.SENT
     names = [path.name for path in (tmp_path / "outbox").iterdir()]
     assert len(names) == len(ids)
     assert all(name.endswith(".eml") and name.isascii() and not name.startswith(".") for name in names)
@@ -213,7 +214,7 @@ def test_a_file_is_never_overwritten_even_within_the_same_microsecond(
 ) -> None:
     monkeypatch.setattr(files, "utcnow", lambda: datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC))
     transport = FileTransport(tmp_path)
-    mail = a_mail()
+    mail = a_message()
     assert [send(transport, mail).outcome for _ in range(5)] == [Outcome.SENT] * 5
     assert len(list(tmp_path.iterdir())) == 5
 
@@ -225,7 +226,7 @@ def test_memory_answers_as_it_is_told() -> None:
     later = Result(Outcome.DEFERRED, "451 later", 451)
     unknown = Result(Outcome.UNCERTAIN, "no reply")
     transport = MemoryTransport([later, unknown, lambda mail: Result(Outcome.REJECTED, mail.subject)])
-    mails = [a_mail(subject=f"mail {number}") for number in range(4)]
+    mails = [a_message(subject=f"mail {number}") for number in range(4)]
     assert [send(transport, mail).reply for mail in mails] == ["451 later", "no reply", "mail 2", "250 kept in memory"]
     assert transport.attempts == mails
     assert transport.delivered == [mails[1], mails[3]]
@@ -234,6 +235,6 @@ def test_memory_answers_as_it_is_told() -> None:
 def test_memory_can_lose_what_it_is_uncertain_of() -> None:
     unknown = Result(Outcome.UNCERTAIN, "no reply")
     transport = MemoryTransport(always=unknown, lose_uncertain=True)
-    mail: Message = a_mail()
+    mail: Message = a_message()
     assert send(transport, mail) is unknown
     assert (transport.attempts, transport.delivered) == ([mail], [])

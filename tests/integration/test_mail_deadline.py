@@ -19,8 +19,9 @@ from emailsvc.mail import Attachment, Message, Outcome, Result
 from emailsvc.mail.line import Cut, Line, LineCut
 from emailsvc.mail.smtp import SmtpTransport
 from emailsvc.watchdog import Watchdog
-from tests.mails import Certificate, a_mail, at, send
+from tests.factories import a_message
 from tests.smtpd import DROP, HANG, STALL, Action, Drip, Later, Plan, Smtpd
+from tests.transport import Certificate, at, send
 
 SENT, DEFERRED, OUTAGE = Outcome.SENT, Outcome.DEFERRED, Outcome.OUTAGE
 UNCERTAIN, CUT = Outcome.UNCERTAIN, Outcome.CUT
@@ -46,7 +47,7 @@ class Sending(threading.Thread):
 
     def __init__(self, transport: SmtpTransport, mail: Message | None = None, **limits: float) -> None:
         super().__init__(daemon=True)
-        self.transport, self.mail, self.limits = transport, mail or a_mail(), limits
+        self.transport, self.mail, self.limits = transport, mail or a_message(), limits
         self.result: Result | None = None
         self.start()
 
@@ -114,7 +115,7 @@ def test_the_reply_to_the_dot_has_a_time_of_its_own(server: Smtpd, transport: Sm
 def test_a_server_that_stops_reading_is_cut_at_the_deadline(server: Smtpd, transport: SmtpTransport) -> None:
     assert send(transport).outcome is SENT
     server.script("*", Plan("data", ("354 go", STALL)))
-    mail = a_mail(attachments=[Attachment("a.bin", "application/octet-stream", bytes(8_000_000))])
+    mail = a_message(attachments=[Attachment("a.bin", "application/octet-stream", bytes(8_000_000))])
     result = send(transport, mail, timeout=2.0)
     assert result.outcome is DEFERRED
     assert "the deadline passed" in result.reply
@@ -373,7 +374,7 @@ def test_whenever_the_line_is_cut_the_outcome_is_true(server: Smtpd, pipelining:
     seen: set[Outcome] = set()
     dice = random.Random(4)
     for _ in range(60):
-        transport, mail, moment = SmtpTransport(at(server)), a_mail(), dice.uniform(0.0002, 0.006)
+        transport, mail, moment = SmtpTransport(at(server)), a_message(), dice.uniform(0.0002, 0.006)
         if cut == "stop":
             sending = Sending(transport, mail)
             time.sleep(moment)

@@ -23,8 +23,9 @@ from emailsvc.mail.connection import ConnectFailed, Connection
 from emailsvc.mail.line import Line
 from emailsvc.mail.smtp import SmtpTransport, check
 from emailsvc.settings.parsers import SmtpServer
-from tests.mails import Certificate, a_mail, at, send
+from tests.factories import a_message
 from tests.smtpd import DROP, HANG, Action, Drip, Later, Plan, Smtpd
+from tests.transport import Certificate, at, send
 
 SENT, DEFERRED, REJECTED = Outcome.SENT, Outcome.DEFERRED, Outcome.REJECTED
 OUTAGE, UNCERTAIN, CUT = Outcome.OUTAGE, Outcome.UNCERTAIN, Outcome.CUT
@@ -106,7 +107,7 @@ def test_each_reply_means_what_the_table_says(
     server: Smtpd, transport: SmtpTransport, step: str, reply: Action, outcome: Outcome
 ) -> None:
     server.script("*", Plan(step, reply))
-    mail = a_mail()
+    mail = a_message()
     result = send(transport, mail)
     assert result.outcome is outcome, result
     if outcome is SENT:
@@ -114,7 +115,7 @@ def test_each_reply_means_what_the_table_says(
     elif outcome is not UNCERTAIN:
         assert server.copies(mail.message_id) == 0
     # Whatever it was, the next mail is not touched by it.
-    following = a_mail()
+    following = a_message()
     assert send(transport, following).outcome is SENT
     assert server.copies(following.message_id) == 1
     assert outcome is not UNCERTAIN or server.connections == 2, "a belated reply must not be taken for the next mail's"
@@ -131,7 +132,7 @@ def test_a_connection_lost_before_the_dot_is_deferred(server: Smtpd, transport: 
 
 def test_a_connection_lost_within_the_message_is_deferred(server: Smtpd, transport: SmtpTransport) -> None:
     server.script("*", Plan("data", ("354 go", DROP)))
-    result = send(transport, a_mail(body="x" * 5_000_000))
+    result = send(transport, a_message(body="x" * 5_000_000))
     assert result.outcome is DEFERRED
     assert server.taken == 0
 
@@ -288,7 +289,7 @@ def test_a_server_that_closes_after_some_mails_is_reconnected_silently(
     server: Smtpd, transport: SmtpTransport, limit: int
 ) -> None:
     server.behaviour.mails_per_connection = limit
-    mails = [a_mail() for _ in range(7)]
+    mails = [a_message() for _ in range(7)]
     assert [send(transport, mail).outcome for mail in mails] == [SENT] * 7
     assert all(server.copies(mail.message_id) == 1 for mail in mails)
 
@@ -422,15 +423,15 @@ def test_a_later_failure_on_a_kept_connection_is_no_reconnect(server: Smtpd, tra
 def test_a_drop_after_the_dot_on_a_kept_connection_is_never_sent_again(server: Smtpd, transport: SmtpTransport) -> None:
     send(transport)
     server.script("*", Plan("dot", DROP, taken=True))
-    mail = a_mail()
+    mail = a_message()
     assert send(transport, mail).outcome is UNCERTAIN
     assert server.copies(mail.message_id) == 1
 
 
 def test_a_refused_mail_leaves_nothing_for_the_next_one(server: Smtpd, transport: SmtpTransport) -> None:
     server.behaviour.refuse = lambda recipient: "550 5.1.1 unknown" if recipient.startswith("nobody") else None
-    assert send(transport, a_mail(recipient="nobody@example.com")).outcome is REJECTED
-    mail = a_mail(recipient="grace@example.com")
+    assert send(transport, a_message(recipient="nobody@example.com")).outcome is REJECTED
+    mail = a_message(recipient="grace@example.com")
     assert send(transport, mail).outcome is SENT
     assert server.accepted[0].recipients == ("grace@example.com",)
     assert server.connections == 1
@@ -515,7 +516,7 @@ def test_the_message_is_there_when_the_dot_is_announced_and_the_dot_is_not(
         server.wait(lambda: any(bytes(each.buffer).endswith(b"the end\r\n") for each in server.sessions))
         seen.append(server.taken == 0)
 
-    assert send(transport, a_mail(body="the end\n"), passing_dot=passing_dot).outcome is SENT
+    assert send(transport, a_message(body="the end\n"), passing_dot=passing_dot).outcome is SENT
     assert seen == [True]
 
 
@@ -539,7 +540,7 @@ def test_an_exception_before_the_dot_is_rejected_with_its_name(server: Smtpd, tr
 
 
 def test_a_mail_that_cannot_be_built_is_rejected_without_a_connection(server: Smtpd, transport: SmtpTransport) -> None:
-    result = send(transport, a_mail(subject="a\r\nBcc: eve@example.com"))
+    result = send(transport, a_message(subject="a\r\nBcc: eve@example.com"))
     assert result.outcome is REJECTED
     assert "Unbuildable" in result.reply
     assert server.connections == 0
@@ -547,33 +548,33 @@ def test_a_mail_that_cannot_be_built_is_rejected_without_a_connection(server: Sm
 
 def test_leading_dots_arrive(server: Smtpd, transport: SmtpTransport) -> None:
     body = ".\n..\n.a\nb.\n.\n"
-    assert send(transport, a_mail(body=body)).outcome is SENT
+    assert send(transport, a_message(body=body)).outcome is SENT
     assert server.accepted[0].message.get_content().replace("\r\n", "\n") == body
 
 
 def test_an_international_address_needs_smtputf8(server: Smtpd, transport: SmtpTransport) -> None:
     server.behaviour.smtputf8 = False
-    result = send(transport, a_mail(recipient="jürgen@example.com"))
+    result = send(transport, a_message(recipient="jürgen@example.com"))
     assert result.outcome is REJECTED
     assert "SMTPUTF8" in result.reply
     assert server.seen("MAIL") == 0
 
 
 def test_an_international_address_is_sent_where_smtputf8_is_offered(server: Smtpd, transport: SmtpTransport) -> None:
-    assert send(transport, a_mail(recipient="jürgen@bücher.example")).outcome is SENT
+    assert send(transport, a_message(recipient="jürgen@bücher.example")).outcome is SENT
     assert server.accepted[0].recipients == ("jürgen@xn--bcher-kva.example",)
     assert any(line.startswith("MAIL") and line.endswith("SMTPUTF8") for _, line in server.commands)
 
 
 def test_smtputf8_is_not_asked_for_without_need(server: Smtpd, transport: SmtpTransport) -> None:
-    assert send(transport, a_mail(recipient="ada@bücher.example", subject="Grüße")).outcome is SENT
+    assert send(transport, a_message(recipient="ada@bücher.example", subject="Grüße")).outcome is SENT
     assert not any("SMTPUTF8" in line for _, line in server.commands)
 
 
 def test_the_retry_of_a_mail_carries_the_same_ids(server: Smtpd, transport: SmtpTransport) -> None:
     server.behaviour.id_header = "X-Id"
     server.script("*", Plan("dot", DROP, taken=True))
-    mail = a_mail(email_id="order-7")
+    mail = a_message(email_id="order-7")
     assert [send(transport, mail).outcome for _ in range(2)] == [UNCERTAIN, SENT]
     assert (server.copies(mail.message_id), server.copies_by_header("order-7")) == (2, 2)
 
@@ -602,7 +603,7 @@ def test_the_log_shows_no_password_address_or_body(
     transport = connect(user="shop-user", password="passw0rd")
     server.script("*", Plan("dot", ("250 ok", DROP), taken=True), Plan("rcpt", "550 <ada@example.com> unknown"))
     for _ in range(3):
-        send(transport, a_mail(body="the body"))
+        send(transport, a_message(body="the body"))
     server.behaviour.quit = DROP
     transport.close()
     assert "passw0rd" not in caplog.text + repr(transport) + repr(at(server, password="passw0rd"))

@@ -8,8 +8,9 @@ import pytest
 
 from emailsvc.mail import Attachment, Message, Outcome
 from emailsvc.mail.smtp import SmtpTransport
-from tests.mails import a_mail, at, send
+from tests.factories import a_message
 from tests.smtpd import Smtpd
+from tests.transport import at, send
 from tests.unit.test_mail_message import decoded, lines, text_of
 
 BREAKS = [
@@ -62,16 +63,16 @@ CASES = list(_cases())
 def _with(where: str, text: str) -> Message:
     match where:
         case "header":
-            return a_mail(headers={"X-A": text})
+            return a_message(headers={"X-A": text})
         case "header name":
-            return a_mail(headers={text: "x"})
+            return a_message(headers={text: "x"})
         case "from_address" | "recipient" | "reply_to":
-            return a_mail(**{where: f"{text}@example.com"})
+            return a_message(**{where: f"{text}@example.com"})
         case "filename" | "content":
             name, content = (text, b"x") if where == "filename" else ("a.bin", text.encode())
-            return a_mail(attachments=[Attachment(name, "application/octet-stream", content)])
+            return a_message(attachments=[Attachment(name, "application/octet-stream", content)])
         case _:
-            return a_mail(**{where: text})
+            return a_message(**{where: text})
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from emailsvc import outbox, reports
 from emailsvc.clock import utcnow
 from emailsvc.db.models import Counter, Email, StoredAttachment
 from emailsvc.settings.config import Config
-from tests.emails import accept, new_email, row, rows
+from tests.emails import accept, row, rows
+from tests.factories import new_email
 
 
 def test_it_accepts_once_and_counts_every_repeat(engine: Engine, config: Config) -> None:

@@ -18,7 +18,7 @@ from emailsvc.db.sqltime import db_in
 from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import Claim, Content, Idle, claims
 from emailsvc.settings.config import Config
-from tests.emails import (
+from tests.emails import (  # fmt: skip
     DEFERRED,
     OUTAGE,
     REJECTED,
@@ -28,12 +28,12 @@ from tests.emails import (
     make_due,
     move,
     move_switch,
-    new_email,
     record,
     row,
     switch,
     token,
-)  # fmt: skip
+)
+from tests.factories import new_email
 
 
 def test_a_claim_takes_a_batch_in_id_order_under_one_token(engine: Engine, make_config: Any) -> None:

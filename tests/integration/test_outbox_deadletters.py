@@ -16,7 +16,7 @@ from emailsvc.db.models import Attempt, DeadLetter, StoredAttachment
 from emailsvc.errors import Conflict, InvalidPayload, NotFound
 from emailsvc.outbox import Claim, Swept
 from emailsvc.settings.config import Config
-from tests.emails import (
+from tests.emails import (  # fmt: skip
     DEFERRED,
     REJECTED,
     SENT,
@@ -25,12 +25,12 @@ from tests.emails import (
     claim,
     make_due,
     move,
-    new_email,
     record,
     row,
     rows,
     token,
-)  # fmt: skip
+)
+from tests.factories import new_email
 
 
 def _fail(engine: Engine, config: Config, *ids: str, result: Any = REJECTED, **fields: Any) -> list[int]:

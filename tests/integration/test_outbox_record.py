@@ -14,7 +14,7 @@ from emailsvc.clock import utcnow
 from emailsvc.db.models import Attempt, DeadLetter, Email, StoredAttachment
 from emailsvc.mail import Outcome, Result
 from emailsvc.settings.config import Config
-from tests.emails import (
+from tests.emails import (  # fmt: skip
     DEFERRED,
     OUTAGE,
     REJECTED,
@@ -29,7 +29,7 @@ from tests.emails import (
     row,
     rows,
     switch,
-)  # fmt: skip
+)
 
 
 def test_sent_is_final(engine: Engine, config: Config) -> None:

@@ -10,7 +10,8 @@ from emailsvc.db.models import Attempt
 from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import refusals
 from emailsvc.settings.config import Config
-from tests.emails import OUTAGE, SENT, SUSPENDED, accept, claim, make_due, move_switch, new_email, record, rows, switch
+from tests.emails import OUTAGE, SENT, SUSPENDED, accept, claim, make_due, move_switch, record, rows, switch
+from tests.factories import new_email
 
 
 def refused(text: str, command: str | None = "RCPT") -> Result:

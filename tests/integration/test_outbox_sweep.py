@@ -19,7 +19,7 @@ from emailsvc.db.models import Attempt, Counter, DeadLetter, Email, StoredAttach
 from emailsvc.outbox import Swept
 from emailsvc.outbox import sweeping as outbox_sweep
 from emailsvc.settings.config import Config
-from tests.emails import (
+from tests.emails import (  # fmt: skip
     DEFERRED,
     OUTAGE,
     REJECTED,
@@ -31,12 +31,12 @@ from tests.emails import (
     make_due,
     move,
     move_switch,
-    new_email,
     record,
     row,
     rows,
     switch,
-)  # fmt: skip
+)
+from tests.factories import new_email
 from tests.servers import wait_for
 
 

@@ -25,9 +25,9 @@ from emailsvc.errors import ConfigurationError
 from emailsvc.settings import config as configuration
 from emailsvc.settings.config import Config
 from tests.emails import accept, row
+from tests.factories import payload
 from tests.integration.test_cli import check, run
 from tests.servers import PgBouncer, PostgreSQL
-from tests.stack import email
 
 CLIENTS = 16
 LAST_DAY = datetime(9999, 12, 31, 23, 59, 59, 999999, UTC)
@@ -71,7 +71,7 @@ def test_webhooks_of_many_clients_are_all_answered(
 
     def post(number: int, words: str) -> int:
         client = services[number % len(services)].test_client()
-        return client.post("/webhook/email", json=email(f"m-{number}", body=words)).status_code
+        return client.post("/webhook/email", json=payload(f"m-{number}", body=words)).status_code
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         for words, expected in (("First", 202), ("First", 200), ("Other", 422)):
@@ -118,14 +118,14 @@ def test_a_pooler_without_a_free_connection_is_not_waited_for(
     monkeypatch.setattr(connections, "HELD_SECONDS", 1.0)
     pooler = make_pooler(size=1)
     known, new = make_service(pooler.url(database)), make_service(pooler.url(database))
-    assert known.test_client().post("/webhook/email", json=email("m-1")).status_code == 202
+    assert known.test_client().post("/webhook/email", json=payload("m-1")).status_code == 202
     with closing(pooler.connect(database)) as other:
         other.execute("BEGIN")
         for service in (known, new):
-            refused = service.test_client().post("/webhook/email", json=email("m-2"))
+            refused = service.test_client().post("/webhook/email", json=payload("m-2"))
             assert (refused.status_code, refused.json and refused.json["code"]) == (503, "database_unavailable")
     for service, status in ((known, 202), (new, 200)):
-        assert service.test_client().post("/webhook/email", json=email("m-3")).status_code == status
+        assert service.test_client().post("/webhook/email", json=payload("m-3")).status_code == status
 
 
 def test_times_are_read_right_to_the_end_of_the_calendar(
@@ -223,14 +223,14 @@ def test_a_webhook_costs_one_round_trip_and_behind_a_pooler_a_transaction(
     for number, words, status in ((1, "First", 202), (1, "First", 200), (2, "First", 202), (1, "Other", 422)):
         with engine.connect() as connection:  # the only one, which the webhook gets next
             driver = connection.connection.driver_connection
-        asked = questions(driver, partial(client.post, "/webhook/email", json=email(f"m-{number}", body=words)))
+        asked = questions(driver, partial(client.post, "/webhook/email", json=payload(f"m-{number}", body=words)))
         assert len(asked) == trips, (status, asked)
     assert [row(engine, "m-1").duplicates, row(engine, "m-1").mismatches] == [1, 1]
 
 
 def test_session_mode_works(make_pooler: Poolers, database: str, make_service: Callable[[str], Flask]) -> None:
     app = make_service(make_pooler(mode="session").url(database))
-    assert app.test_client().post("/webhook/email", json=email("m-1")).status_code == 202
+    assert app.test_client().post("/webhook/email", json=payload("m-1")).status_code == 202
     with reports.snapshot(engine_of(app)) as connection:
         assert shown(connection, "statement_timeout", "transaction_isolation") == ["10s", "repeatable read"]
 

@@ -27,7 +27,7 @@ from emailsvc.commands import cli, start
 from emailsvc.db import extensions, schema
 from emailsvc.delivery.drain import Drain
 from emailsvc.intake.addresses import FORBIDDEN_HEADERS, FORBIDDEN_PREFIXES
-from emailsvc.intake.payload import EmailPayload, Rules, parse_email
+from emailsvc.intake.payload import EmailPayload
 from emailsvc.log import EVENTS
 from emailsvc.mail import Message, Outcome, Result
 from emailsvc.mail.memory import MemoryTransport
@@ -38,9 +38,11 @@ from emailsvc.web import ROUTES
 from emailsvc.web.answers import CURSOR
 from tests.conftest import started
 from tests.documents import READMES
-from tests.mails import Certificate
+from tests.emails import accept
+from tests.factories import payload
 from tests.servers import Redis
 from tests.smtpd import Smtpd
+from tests.transport import Certificate
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -98,10 +100,6 @@ class Site:
         if mail.recipient.startswith("doubt"):
             return Result(Outcome.UNCERTAIN, "no reply to the final dot: the deadline passed")
         return Result(Outcome.SENT, "250 2.0.0 taken", 250)
-
-    def accept(self, email_id: str, user: str, **more: str) -> None:
-        payload = {"email_id": email_id, "user": user, "subject": "Your order", "body": "It is on its way.", **more}
-        outbox.accept(self.engine, parse_email(json.dumps(payload).encode(), Rules(frozenset())), self.config)
 
     def work(self) -> None:
         self._drain.run()
@@ -170,9 +168,9 @@ def test_every_example_of_a_route_answers_as_shown(site: Site, tmp_path: Path) -
     needs("bash", "curl")
     for number in range(1, 10):
         user = "nobody@example.com" if number in (7, 9) else "doubt@example.com"
-        site.accept(f"order-090{number}", user)
+        accept(site.engine, site.config, f"order-090{number}", user=user)
         site.work()
-    site.accept("order-1003", "ada@example.com", send_at="2090-01-01T00:00:00Z")
+    accept(site.engine, site.config, "order-1003", send_at="2090-01-01T00:00:00Z")
     outbox.heartbeat(site.engine, "a worker")
     found = examples(HTTP)
     assert len(found) >= len(ROUTES)
@@ -361,13 +359,7 @@ def test_the_largest_attachment_is_as_large_as_it_says(site: Site, make_app: Cal
     for size, status in ((float(told), 202), (float(told) + 0.1, 413)):
         content = base64.b64encode(bytes(int(size * 1e6))).decode()
         attachment = {"filename": "a.bin", "content_type": "application/octet-stream", "content": content}
-        email = {
-            "email_id": "large",
-            "user": "ada@example.com",
-            "subject": "Hello",
-            "body": "",
-            "attachments": [attachment],
-        }
+        email = payload("large", body="", attachments=[attachment])
         answer = client.post("/webhook/email", json=email, headers={"Authorization": f"Bearer {TOKEN}"})
         assert answer.status_code == status, size
 

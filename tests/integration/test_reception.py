@@ -26,11 +26,11 @@ from emailsvc.outbox import Accepted
 from emailsvc.settings import config as configuration
 from emailsvc.settings.config import Config
 from tests.conftest import migrate
-from tests.emails import new_email, row
+from tests.emails import row
+from tests.factories import new_email, payload
 from tests.servers import PostgreSQL, wait_for
 
 ATTACHMENT = {"filename": "a.txt", "content_type": "text/plain", "content": "aGk="}
-PAYLOAD = {"user": "ada@example.com", "subject": "Hello", "body": "Text"}
 
 
 @dataclass
@@ -216,7 +216,7 @@ def test_a_database_killed_in_the_middle_of_groups_keeps_every_202_and_repeats_a
         web, number = app.test_client(), 0
         while not done.is_set():
             email_id = f"m-{client}-{number}"
-            answers.append((email_id, web.post("/webhook/email", json=PAYLOAD | {"email_id": email_id}).status_code))
+            answers.append((email_id, web.post("/webhook/email", json=payload(email_id)).status_code))
             number += 1
 
     with ThreadPoolExecutor(16) as pool:
@@ -236,7 +236,7 @@ def test_a_database_killed_in_the_middle_of_groups_keeps_every_202_and_repeats_a
     assert accepted <= stored
     web = app.test_client()
     for email_id, status in answers[-200:]:
-        again = web.post("/webhook/email", json=PAYLOAD | {"email_id": email_id}).status_code
+        again = web.post("/webhook/email", json=payload(email_id)).status_code
         assert again == (200 if email_id in stored else 202), (email_id, status)
     assert reports.violations(engine, own_config) == []
 
@@ -247,13 +247,13 @@ def test_while_the_database_hangs_every_webhook_is_answered_in_its_time(
     """Who leads, who follows, who waits for the next transaction, and who came later than all of them."""
     monkeypatch.setattr(promptness, "DATABASE_SECONDS", 2.5)
     app = make_app(own_config)
-    assert app.test_client().post("/webhook/email", json=PAYLOAD | {"email_id": "before"}).status_code == 202
+    assert app.test_client().post("/webhook/email", json=payload("before")).status_code == 202
     took: list[float] = []
 
     def post(number: int) -> int:
         threading.Event().wait(number * 0.05)  # over a second and a half
         began = monotonic()
-        status = app.test_client().post("/webhook/email", json=PAYLOAD | {"email_id": f"m-{number}"}).status_code
+        status = app.test_client().post("/webhook/email", json=payload(f"m-{number}")).status_code
         took.append(monotonic() - began)
         return status
 

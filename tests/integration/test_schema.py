@@ -24,6 +24,7 @@ from emailsvc.errors import ConfigurationError
 from emailsvc.settings import config
 from emailsvc.vocabulary import Status
 from tests.emails import REJECTED, SENT, claim, record
+from tests.factories import payload
 from tests.integration.test_cli import run
 from tests.servers import PostgreSQL
 
@@ -306,10 +307,10 @@ def test_one_in_use_is_warned_about_and_fails_the_check(
     assert f"its encoding is {encoding}" in warning.__dict__["fields"]["error"]
     schema.upgrade(app)
     assert diagnosed(app)["encoding"] == "wrong"
-    client, payload = app.test_client(), {"email_id": "m-1", "user": "ada@example.com", "body": "Text"}
-    too_much = client.post("/webhook/email", json={**payload, "subject": "Привет"}).status_code
+    client = app.test_client()
+    too_much = client.post("/webhook/email", json=payload(subject="Привет")).status_code
     assert too_much == {"LATIN1": 500, "SQL_ASCII": 202}[encoding]
-    assert client.post("/webhook/email", json={**payload, "email_id": "m-2", "subject": "Café"}).status_code == 202
+    assert client.post("/webhook/email", json=payload("m-2", subject="Café")).status_code == 202
 
 
 def test_utf8_is_not_complained_about(app: Flask, caplog: pytest.LogCaptureFixture) -> None:

@@ -26,6 +26,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from msgspec.structs import replace
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.exc import OperationalError
 
@@ -42,6 +43,7 @@ from emailsvc.outbox.moves import ending
 from emailsvc.outbox.switch import RUNNING
 from emailsvc.settings.config import Config
 from emailsvc.vocabulary import Status
+from tests.factories import new_email
 from tests.machine import (
     AFTER_DOT,
     BEFORE_DOT,
@@ -75,11 +77,14 @@ numbers = st.integers(0, 11)
 faults = st.sampled_from(["ok"] * 3 + ["lost", "rolled back"])
 
 
+EMAIL = new_email()
+
+
 def make_email(number: int, kind: str = "plain", on_uncertain: str = "hold", priority: str = "normal") -> NewEmail:
     later, soon = utcnow() + timedelta(hours=1), utcnow() + timedelta(minutes=30)
-    return NewEmail(
-        email_id=IDS[number % len(IDS)], user=f"user{number % len(IDS)}@domain{number % 3}.example", subject="Hello",
-        body="another" if kind == "mismatch" else "text", html=None, from_address=None, reply_to=None, headers={},
+    return replace(
+        EMAIL, email_id=IDS[number % len(IDS)], user=f"user{number % len(IDS)}@domain{number % 3}.example",
+        body="another" if kind == "mismatch" else "text",
         attachments=(Attachment("a.txt", "text/plain", b"a"),) if kind == "attachment" else (),
         send_at=later if kind == "later" else None, expires_at=soon if kind == "expiring" else None,
         priority=priority, on_uncertain=on_uncertain, fingerprint=("b" if kind == "mismatch" else "a") * 64,

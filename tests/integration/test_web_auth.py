@@ -17,7 +17,8 @@ from emailsvc.intake import signing
 from emailsvc.settings.config import Config
 from emailsvc.web import ROUTES
 from emailsvc.web.contract import Route
-from tests.webkit import BEARER, ON_SQLITE, STRANGER, TOKEN, StrictClient, payload
+from tests.factories import payload
+from tests.webkit import BEARER, ON_SQLITE, STRANGER, TOKEN, StrictClient
 
 pytestmark = ON_SQLITE
 

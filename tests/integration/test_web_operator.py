@@ -17,7 +17,8 @@ from sqlalchemy import Engine, text
 from emailsvc import outbox
 from emailsvc.settings.config import Config
 from tests.emails import OUTAGE, accept, claim, record
-from tests.webkit import BEARER, ON_SQLITE, STRANGER, TOKEN, StrictClient, payload
+from tests.factories import payload
+from tests.webkit import BEARER, ON_SQLITE, STRANGER, TOKEN, StrictClient
 
 
 @pytest.fixture
@@ -26,9 +27,9 @@ def client(app: Flask) -> FlaskClient:
     return app.test_client()
 
 
-def dead_letter(client: FlaskClient, engine: Engine, email_id: str = "order-1", reason: str = "uncertain") -> int:
+def dead_letter(client: FlaskClient, engine: Engine, email_id: str = "m-1", reason: str = "uncertain") -> int:
     """An e-mail that was given up, as the tables show it."""
-    client.post("/webhook/email", json=payload(email_id))
+    client.post("/webhook/email", json=payload(email_id, user="ada@example.com"))
     with engine.begin() as connection:
         connection.execute(
             text("UPDATE emails SET status = 'failed', next_attempt_at = NULL WHERE email_id = :id"), {"id": email_id}
@@ -44,13 +45,13 @@ def dead_letter(client: FlaskClient, engine: Engine, email_id: str = "order-1", 
         )
 
 
-IDS = ["order-1", "a/b", "/a", "a//b", "ü ✓", "a?b#c", "%2F", "..", "a;b", " ", "lookup", "+", "a\\b", "x" * 255]
+IDS = ["m-1", "a/b", "/a", "a//b", "ü ✓", "a?b#c", "%2F", "..", "a;b", " ", "lookup", "+", "a\\b", "x" * 255]
 
 
 @ON_SQLITE
 @pytest.mark.parametrize("email_id", IDS)
 def test_an_email_is_found_by_whatever_its_id_is(client: FlaskClient, email_id: str) -> None:
-    client.post("/webhook/email", json=payload(email_id))
+    client.post("/webhook/email", json=payload(email_id, user="ada@example.com"))
     path = f"/emails/{quote(email_id, safe='')}"
     answer = client.get(path)
     assert answer.status_code == 200
@@ -71,7 +72,7 @@ def test_an_unknown_id_is_a_404(client: FlaskClient, path: str) -> None:
 
 def test_cancelling_twice_answers_the_same_and_too_late_says_why(client: FlaskClient, engine: Engine) -> None:
     client.post("/webhook/email", json=payload())
-    assert [client.delete("/emails/order-1").status_code for _ in range(2)] == [200, 200]
+    assert [client.delete("/emails/m-1").status_code for _ in range(2)] == [200, 200]
     dead_letter(client, engine, "order-2")
     answer = client.delete("/emails/order-2")
     assert answer.json is not None
@@ -183,8 +184,8 @@ def test_a_dead_letter_is_resolved_and_a_second_click_changes_nothing(
     number = dead_letter(client, engine)
     for _ in range(2):
         answer = client.open(f"/stats/dead-letters/{number}{action}", method=method)
-        assert answer.json == {"id": number, "email_id": "order-1", "resolution": resolution}
-    email = client.get("/emails/order-1").json
+        assert answer.json == {"id": number, "email_id": "m-1", "resolution": resolution}
+    email = client.get("/emails/m-1").json
     assert email is not None
     assert email["state"] == state
     other = client.delete(f"/stats/dead-letters/{number}")

@@ -12,7 +12,8 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, Stateme
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import abort
 
-from tests.webkit import ON_SQLITE, payload
+from tests.factories import payload
+from tests.webkit import ON_SQLITE
 
 pytestmark = ON_SQLITE
 

@@ -16,7 +16,8 @@ from sqlalchemy import Engine, func, select, text
 from emailsvc import outbox
 from emailsvc.db.models import Email
 from emailsvc.settings.config import Config
-from tests.webkit import ON_SQLITE, StrictClient, payload
+from tests.factories import payload
+from tests.webkit import ON_SQLITE, StrictClient
 
 
 class Calls(list[Any]):
@@ -45,7 +46,7 @@ def rows(engine: Engine) -> int:
 
 def test_the_first_is_accepted_and_the_second_is_a_duplicate(client: FlaskClient, calls: Calls) -> None:
     first = client.post("/webhook/email", json=payload())
-    assert (first.status_code, first.json) == (202, {"status": "accepted", "email_id": "order-1", "state": "pending"})
+    assert (first.status_code, first.json) == (202, {"status": "accepted", "email_id": "m-1", "state": "pending"})
     assert "Idempotent-Replayed" not in first.headers
     second = client.post("/webhook/email", json=payload())
     assert second.status_code == 200
@@ -53,7 +54,7 @@ def test_the_first_is_accepted_and_the_second_is_a_duplicate(client: FlaskClient
     told = second.get_json()
     received = datetime.fromisoformat(told.pop("first_received_at"))
     assert abs(datetime.now(UTC) - received) < timedelta(minutes=1)
-    assert told == {"status": "duplicate", "email_id": "order-1", "state": "pending", "duplicates": 1}
+    assert told == {"status": "duplicate", "email_id": "m-1", "state": "pending", "duplicates": 1}
     assert calls == ["wake", "wake"]  # the first one's may have been lost
 
 
@@ -243,8 +244,8 @@ def test_each_webhook_leaves_one_line_without_content_or_address(
         client.post("/webhook/email", json=payload())
         client.post("/webhook/email", json=payload(body="Other"))
     assert [record.getMessage() for record in caplog.records] == ["accepted", "duplicate", "mismatch"]
-    assert all(record.fields["email_id"] == "order-1" for record in caplog.records)  # type: ignore[attr-defined]
+    assert all(record.fields["email_id"] == "m-1" for record in caplog.records)  # type: ignore[attr-defined]
     assert [record.fields.get("duplicates") for record in caplog.records] == [None, 1, 1]  # type: ignore[attr-defined]
     written = str([record.__dict__ for record in caplog.records])
-    assert "ada@" not in written
+    assert "m-1@" not in written
     assert "Hello" not in written

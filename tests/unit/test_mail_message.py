@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from emailsvc.mail import Attachment, Message
 from emailsvc.mail.header import Unbuildable, envelope_address
 from emailsvc.mail.message import build
-from tests.mails import a_mail
+from tests.factories import a_message
 
 
 def built(mail: Message, header: str | None = "X-Id") -> bytes:
@@ -71,7 +71,9 @@ attachments = st.builds(
 def test_what_was_sent_is_what_a_reader_gets(
     subject: str, custom: str, email_id: str, body: str, html: str | None, files: list[Attachment]
 ) -> None:
-    mail = a_mail(subject=subject, email_id=email_id, body=body, html=html, headers={"X-A": custom}, attachments=files)
+    mail = a_message(
+        subject=subject, email_id=email_id, body=body, html=html, headers={"X-A": custom}, attachments=files
+    )
     raw = built(mail)
     assert decoded(raw, "Subject") == subject
     assert decoded(raw, "X-A") == custom
@@ -97,7 +99,7 @@ def _is_fit_for_the_wire(raw: bytes) -> None:
 
 
 def test_the_headers_of_a_plain_mail() -> None:
-    mail = a_mail(reply_to="help@example.com", email_id="order-7")
+    mail = a_message(reply_to="help@example.com", email_id="order-7")
     message = parsed(built(mail))
     assert parsedate_to_datetime(message["date"]) == datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
     assert message.items()[1:] == [
@@ -116,11 +118,11 @@ def test_the_headers_of_a_plain_mail() -> None:
 
 
 def test_without_an_idempotency_header_there_is_none() -> None:
-    assert b"order-" not in built(a_mail(), header=None)
+    assert b"order-" not in built(a_message(), header=None)
 
 
 def test_the_same_mail_gives_the_same_bytes() -> None:
-    mail = a_mail(html="<p>Grüße</p>", attachments=[Attachment("a.pdf", "application/pdf", b"%PDF")])
+    mail = a_message(html="<p>Grüße</p>", attachments=[Attachment("a.pdf", "application/pdf", b"%PDF")])
     assert built(mail) == built(mail)
 
 
@@ -129,7 +131,7 @@ def test_the_parts_are_nested_as_readers_expect() -> None:
         Attachment("a.pdf", "application/pdf", b"%PDF"),
         Attachment("ü.csv", "text/csv; charset=utf-8", b"\xc3\xbc"),
     ]
-    message = parsed(built(a_mail(html="<p>x</p>", attachments=files)))
+    message = parsed(built(a_message(html="<p>x</p>", attachments=files)))
     types = [part.get_content_type() for part in message.walk()]
     assert types == [
         *("multipart/mixed", "multipart/alternative", "text/plain", "text/html"),
@@ -151,32 +153,32 @@ def test_the_parts_are_nested_as_readers_expect() -> None:
     ],
 )
 def test_the_encoding_is_the_plainest_that_keeps_the_text(body: str, encoding: str) -> None:
-    assert parsed(built(a_mail(body=body)))["content-transfer-encoding"] == encoding
+    assert parsed(built(a_message(body=body)))["content-transfer-encoding"] == encoding
 
 
 def test_a_long_link_stays_whole_in_list_unsubscribe() -> None:
     value = f"<https://example.com/{'u' * 800}>, <mailto:leave@example.com?subject=x>"
-    raw = built(a_mail(headers={"List-Unsubscribe": value, "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}))
+    raw = built(a_message(headers={"List-Unsubscribe": value, "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}))
     assert f"List-Unsubscribe: {value.replace(', ', f',{chr(13)}{chr(10)} ')}\r\n".encode() in raw
     assert b"List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n" in raw
 
 
 def test_a_link_too_long_for_a_line_is_refused_rather_than_broken() -> None:
     with pytest.raises(Unbuildable, match="too long for a line"):
-        built(a_mail(headers={"List-Unsubscribe": f"<https://example.com/{'u' * 960}>"}))
+        built(a_message(headers={"List-Unsubscribe": f"<https://example.com/{'u' * 960}>"}))
 
 
 def test_a_long_filename_is_continued() -> None:
     name = "😀" * 255
-    raw = built(a_mail(attachments=[Attachment(name, "application/pdf", b"")]))
+    raw = built(a_message(attachments=[Attachment(name, "application/pdf", b"")]))
     assert [each.get_filename() for each in parsed(raw).iter_attachments()] == [name]
     _is_fit_for_the_wire(raw)
 
 
 def test_no_text_can_contain_the_boundary() -> None:
-    first = built(a_mail(body="a", html="b"))
+    first = built(a_message(body="a", html="b"))
     boundary = parsed(first).get_boundary()
-    again = built(a_mail(body=f"--{boundary}\nX: y\n\n--{boundary}--\n", html="b"))
+    again = built(a_message(body=f"--{boundary}\nX: y\n\n--{boundary}--\n", html="b"))
     assert text_of(again, "plain").startswith(f"--{boundary}")
     assert text_of(again, "html") == "b"
 
@@ -211,15 +213,15 @@ BAD_ADDRESSES = [
 @pytest.mark.parametrize("where", ["from_address", "recipient", "reply_to"])
 def test_what_is_not_one_bare_address_is_unbuildable(address: str, where: str) -> None:
     with pytest.raises(Unbuildable):
-        built(a_mail(**{where: address}))
+        built(a_message(**{where: address}))
 
 
 def test_an_international_local_part_needs_smtputf8() -> None:
-    letter = build(a_mail(recipient="jürgen@bücher.example"))
+    letter = build(a_message(recipient="jürgen@bücher.example"))
     assert (letter.recipient, letter.international) == ("jürgen@xn--bcher-kva.example", True)
     assert f"\r\nTo: {letter.recipient}\r\n".encode() in letter.data
-    assert build(a_mail(reply_to="jürgen@example.com")).international
-    assert not build(a_mail(recipient="ada@bücher.example", subject="Grüße", body="Grüße")).international
+    assert build(a_message(reply_to="jürgen@example.com")).international
+    assert not build(a_message(recipient="ada@bücher.example", subject="Grüße", body="Grüße")).international
 
 
 # refusals
@@ -228,7 +230,7 @@ def test_an_international_local_part_needs_smtputf8() -> None:
 @pytest.mark.parametrize("name", ["", "X Y", "X:Y", "X\r\nY", "X\0", "Ä", "x" * 77, "X-\x7f"], ids=ascii)
 def test_what_is_not_a_header_name_is_unbuildable(name: str) -> None:
     with pytest.raises(Unbuildable):
-        built(a_mail(headers={name: "x"}))
+        built(a_message(headers={name: "x"}))
 
 
 @pytest.mark.parametrize(
@@ -237,18 +239,18 @@ def test_what_is_not_a_header_name_is_unbuildable(name: str) -> None:
 )
 def test_a_header_of_ours_cannot_be_given_again(name: str) -> None:
     with pytest.raises(Unbuildable):
-        built(a_mail(headers={name: "eve@example.com"}))
+        built(a_message(headers={name: "eve@example.com"}))
 
 
 def test_a_header_cannot_be_given_twice() -> None:
     with pytest.raises(Unbuildable, match="twice"):
-        built(a_mail(headers={"X-A": "1", "x-a": "2"}))
+        built(a_message(headers={"X-A": "1", "x-a": "2"}))
 
 
 @pytest.mark.parametrize("content_type", ["text/csv\r\nX: y", "text/x; a=\n", "text/ä", "text/plain; a=" + "x" * 900])
 def test_a_type_that_cannot_stand_in_its_line_is_unbuildable(content_type: str) -> None:
     with pytest.raises(Unbuildable):
-        built(a_mail(attachments=[Attachment("a", content_type, b"")]))
+        built(a_message(attachments=[Attachment("a", content_type, b"")]))
 
 
 @pytest.mark.parametrize(
@@ -256,20 +258,20 @@ def test_a_type_that_cannot_stand_in_its_line_is_unbuildable(content_type: str) 
 )
 def test_what_is_not_a_message_id_is_unbuildable(message_id: str) -> None:
     with pytest.raises(Unbuildable):
-        built(a_mail(message_id=message_id))
+        built(a_message(message_id=message_id))
 
 
 @pytest.mark.parametrize("where", ["subject", "body", "html", "email_id"])
 def test_half_a_surrogate_pair_is_unbuildable(where: str) -> None:
     with pytest.raises(Unbuildable):
-        built(a_mail(**{where: "\ud800"}))
+        built(a_message(**{where: "\ud800"}))
 
 
 @pytest.mark.parametrize(
     ("line", "times"), [("<p>Hi there</p>\n", 2.6), ("<p>Доброе утро</p>\n", 6.0)], ids=["ascii", "other"]
 )
 def test_building_a_large_mail_takes_few_copies_of_it(line: str, times: float) -> None:
-    mail = a_mail(html=line * 100_000)
+    mail = a_message(html=line * 100_000)
     size = len((mail.html or "").encode())
     tracemalloc.start()
     try:

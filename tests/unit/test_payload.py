@@ -15,10 +15,10 @@ from emailsvc.intake.decoding import MAX_LENIENT_BYTES
 from emailsvc.intake.payload import EmailPayload, NewEmail, Rules, parse_batch, parse_email
 from emailsvc.mail import Attachment
 from emailsvc.mail.message import build
-from tests.mails import a_mail
+from tests.factories import a_message, payload
 
 RULES = Rules(frozenset({"example.com", "münchen.example"}), "X-Idempotency-Key")
-MINIMAL = {"email_id": "order-1", "user": "ada@example.com", "subject": "Hello", "body": "Hello, Ada."}
+MINIMAL = payload()
 PDF = {"filename": "a.pdf", "content_type": "application/pdf", "content": base64.b64encode(b"%PDF").decode()}
 
 
@@ -90,7 +90,7 @@ def test_size_is_what_goes_over_the_wire_or_a_little_more(name: str) -> None:
     email = parse(**ON_THE_WIRE[name])
     attachments = [Attachment(a.filename, a.content_type, a.content) for a in email.attachments]
     content = {"subject": email.subject, "body": email.body, "html": email.html, "headers": email.headers}
-    sent = len(build(a_mail(**content, attachments=attachments)).data)
+    sent = len(build(a_message(**content, attachments=attachments)).data)
     assert sent <= email.size <= sent * 1.1 + 2048 + 1024 * len(attachments)
 
 
@@ -418,7 +418,7 @@ def test_a_batch_gives_one_result_per_item_in_order() -> None:
     ]
     results = parse_batch(json.dumps({"emails": items}).encode(), RULES)
     found = [result.email_id if isinstance(result, NewEmail) else result.field for result in results]
-    assert found == ["order-1", "user", None, None, "2", "subject"]
+    assert found == ["m-1", "user", None, None, "2", "subject"]
 
 
 @pytest.mark.parametrize(
@@ -466,7 +466,7 @@ def test_nesting_beside_a_broken_character_is_judged_or_refused(depth: int) -> N
         found = parse_batch(raw, RULES)
     except InvalidPayload:
         return
-    assert [one.field if isinstance(one, InvalidPayload) else one.email_id for one in found] == ["subject", "order-1"]
+    assert [one.field if isinstance(one, InvalidPayload) else one.email_id for one in found] == ["subject", "m-1"]
 
 
 def test_what_is_large_is_not_searched_for_the_field_at_fault() -> None:
@@ -497,7 +497,6 @@ def test_a_batch_may_be_full_or_empty() -> None:
     ],
 )
 def test_a_wrong_type_is_named_in_plain_words(change: dict[str, Any], field: str, detail: str) -> None:
-    email = {"email_id": "a", "user": "ada@example.com", "subject": "s", "body": "b", **change}
     with pytest.raises(InvalidPayload) as refused:
-        parse_email(json.dumps(email).encode(), Rules(frozenset()))
+        parse(**change)
     assert (refused.value.field, refused.value.detail) == (field, detail)

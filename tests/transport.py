@@ -1,13 +1,11 @@
-"""What the tests of the transports share: a mail, a throw-away certificate, and one call that sends."""
+"""What the tests of the transports share: one call that sends, and a throw-away certificate."""
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import ssl
 import subprocess
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +15,8 @@ from emailsvc.clock import monotonic
 from emailsvc.mail import Message, Result
 from emailsvc.mail.transport import Transport
 from emailsvc.settings.parsers import SmtpServer
+from tests.factories import a_message
 from tests.smtpd import Smtpd
-
-_numbers = itertools.count(1)
-
-
-def a_mail(**changes: Any) -> Message:
-    """A mail with an id and a Message-ID of its own."""
-    number = next(_numbers)
-    given: dict[str, Any] = {
-        "email_id": f"order-{number}",
-        "message_id": f"<{number:032x}@example.com>",
-        "from_address": "shop@example.com",
-        "recipient": "ada@example.com",
-        "subject": "Your order",
-        "body": "Thank you.\n",
-        "date": datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC),
-    }
-    return Message(**(given | changes))
 
 
 def send(
@@ -47,7 +29,7 @@ def send(
 ) -> Result:
     """``timeout`` seconds from now is the deadline."""
     deadline = monotonic() + timeout
-    return transport.send(mail or a_mail(), deadline=deadline, reply_timeout=reply_timeout, passing_dot=passing_dot)
+    return transport.send(mail or a_message(), deadline=deadline, reply_timeout=reply_timeout, passing_dot=passing_dot)
 
 
 def at(server: Smtpd, tls: str = "none", **changes: Any) -> SmtpServer:
