@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import ast
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from sqlalchemy import CheckConstraint, Connection, Engine, create_engine, inspect
-from sqlalchemy.schema import CreateSchema
 
-from emailsvc.db.models import BECOMES, Base
+from emailsvc.db.models import BECOMES
 from emailsvc.settings import config
 from emailsvc.vocabulary import Status
 from emailsvc.web import ROUTES
 from emailsvc.web.codes import PROBLEM_CODES
 from tests import documents
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "emailsvc"
 
 LAYERS = [
@@ -80,7 +74,7 @@ def row_of(module: str) -> int:
     for number, row in enumerate(LAYERS):
         if module in row:
             return number
-    raise AssertionError(f"emailsvc/{module} has no row in the layers of tests/test_house.py")
+    raise AssertionError(f"emailsvc/{module} has no row in the layers of tests/unit/test_house.py")
 
 
 def test_each_row_of_modules_imports_only_from_rows_below_it() -> None:
@@ -208,73 +202,9 @@ def test_what_the_dependencies_need_is_pinned_too() -> None:
     assert not {canonicalize_name(name) for name in applying} - pinned, "run .ci/pin"
 
 
-def test_a_python_that_is_too_old_reads_in_one_line_which_one_is_needed(tmp_path: Path) -> None:
-    """Two lines of pip's own stand before it."""
-    old = sorted(Path("~/.pyenv/versions").expanduser().glob("3.[89].*/bin/python"))
-    old += [Path(found) for name in ("python3.9", "python3.10") if (found := shutil.which(name))]
-    usable = [
-        path for path in old if subprocess.run([path, "-m", "pip", "--version"], capture_output=True).returncode == 0
-    ]
-    if not usable:
-        pytest.skip("no Python older than 3.11 with pip here")
-    command = [usable[0], "-m", "pip", "install", "--no-index", "--target", tmp_path, "-r", ROOT / "requirements.txt"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode != 0
-    (error,) = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-    assert "needs-Python-3.11-or-newer" in error
-
-
 def test_the_files_that_a_visitor_looks_for_are_there() -> None:
     for name in ("README.md", "CHANGELOG.md", "LICENSE", ".env.example", ".python-version", "instance/.gitkeep"):
         assert (ROOT / name).exists(), name
-
-
-@pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index")  # SQLite's
-@pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified expression-based index")
-def test_the_migrations_make_exactly_the_tables_of_the_models(database_url: str) -> None:
-    engine = create_engine(config.load({"DATABASE_URL": database_url}, Path("instance")).database_url)
-    assert not _differences(engine, Base.metadata)
-
-
-def test_the_checks_of_the_migrations_are_those_of_the_models(database_url: str) -> None:
-    """Alembic's comparison does not look at them."""
-    migrated = create_engine(config.load({"DATABASE_URL": database_url}, Path("instance")).database_url)
-    made = migrated if migrated.dialect.name == "postgresql" else create_engine("sqlite://")
-    schema = "made_of_models" if made is migrated else None
-    try:
-        with made.connect() as connection:
-            if schema:
-                connection.execute(CreateSchema(schema))
-            Base.metadata.create_all(connection.execution_options(schema_translate_map={None: schema}))
-            wanted = _checks(connection, schema)
-            connection.rollback()
-        with migrated.connect() as connection:
-            assert _checks(connection, None) == wanted
-    finally:
-        made.dispose()
-        migrated.dispose()
-    declared = [one for table in Base.metadata.tables.values() for one in table.constraints]
-    assert len(wanted) == sum(isinstance(one, CheckConstraint) for one in declared)
-
-
-def _checks(connection: Connection, schema: str | None) -> dict[tuple[str, str | None], str]:
-    inspector = inspect(connection)
-    return {
-        (table, check["name"]): " ".join(check["sqltext"].split())
-        for table in Base.metadata.tables
-        for check in inspector.get_check_constraints(table, schema=schema)
-    }
-
-
-def _differences(engine: Engine, metadata: object) -> list[object]:
-    try:
-        with engine.connect() as connection:
-            context = MigrationContext.configure(
-                connection, opts={"compare_type": True, "compare_server_default": engine.dialect.name != "sqlite"}
-            )
-            return list(compare_metadata(context, metadata))
-    finally:
-        engine.dispose()
 
 
 def test_every_problem_code_is_declared() -> None:
