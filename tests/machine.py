@@ -75,7 +75,7 @@ class Unheard:
             raise _failure("lost")
 
 
-class Line:
+class ScriptedEngine:
     """An engine whose every transaction asks first what will become of it."""
 
     def __init__(self, engine: Engine, ask: Callable[[], str]) -> None:
@@ -238,8 +238,8 @@ class Actor:
             raise self._order
         return self._order
 
-    def line(self) -> Engine:
-        return cast(Engine, Line(self.world.engine, self._ask))
+    def engine(self) -> Engine:
+        return cast(Engine, ScriptedEngine(self.world.engine, self._ask))
 
     def _ask(self) -> str:
         return cast(str, self.wait(DATABASE)) if threading.current_thread() is self._thread else "ok"
@@ -248,16 +248,16 @@ class Actor:
         self.stopping = threading.Event()
         self.tokens.clear()
         nobody = lambda *_: None  # noqa: E731 - who is woken is the machine's to decide
-        line = self.line()
+        engine = self.engine()
         self._drain = Drain(
-            line, self.world.config, self, self.stopping, nobody, SentTogether(line), self.memo, self.in_doubt
+            engine, self.world.config, self, self.stopping, nobody, SentTogether(engine), self.memo, self.in_doubt
         )
         self.start(self._look_and_drain)
 
     def _look_and_drain(self) -> None:
         """As a worker process does."""
         assert self._drain is not None
-        self.in_doubt.settle(self.line())
+        self.in_doubt.settle(self.engine())
         self._drain.run()
 
     def shut_down(self) -> None:
@@ -359,7 +359,7 @@ class World:
         worker.drain()
 
     def begin_sweep(self) -> None:
-        self.sweeper.start(lambda: outbox.sweep(self.sweeper.line(), self.config))
+        self.sweeper.start(lambda: outbox.sweep(self.sweeper.engine(), self.config))
 
     def reset(self) -> None:
         for actor in self.actors:

@@ -78,7 +78,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Accepted:
+class TakenMessage:
     sender: str
     recipients: tuple[str, ...]
     data: bytes  # as sent, without dot-stuffing
@@ -117,7 +117,7 @@ class Behaviour:
     keep_commands: bool = True
     keep_data: bool = True
     id_header: str = ""  # also count copies by this header
-    decide: Callable[[Accepted], Plan | None] | None = None  # asked at the dot, after the scripts
+    decide: Callable[[TakenMessage], Plan | None] | None = None  # asked at the dot, after the scripts
     refuse: Callable[[str], str | None] | None = None  # asked at RCPT: a reply for this recipient, or None
 
 
@@ -126,7 +126,7 @@ class Smtpd:
         self.behaviour = Behaviour(**behaviour)
         self.host = "127.0.0.1"
         self.port = port
-        self.accepted: list[Accepted] = []
+        self.accepted: list[TakenMessage] = []
         self.commands: list[tuple[int, str]] = []
         self.connections = 0
         self.open_connections = 0
@@ -161,7 +161,7 @@ class Smtpd:
         with self._changed:
             return {message_id: count for message_id, count in self._copies.items() if count > 1}
 
-    def to(self, recipient: str) -> list[Accepted]:
+    def to(self, recipient: str) -> list[TakenMessage]:
         return [each for each in list(self.accepted) if recipient in each.recipients]
 
     def seen(self, verb: str) -> int:
@@ -254,7 +254,7 @@ class Smtpd:
                 return plans[0] if plans[0].forever else plans.popleft()
         return None
 
-    def take(self, message: Accepted) -> None:
+    def take(self, message: TakenMessage) -> None:
         header = self.behaviour.id_header
         key = _header(message.data, header) if header else ""
         if self._log is not None:
@@ -513,7 +513,7 @@ class Session(asyncio.Protocol):
         self.in_data = False
         self.mails += 1
         data = re.sub(rb"(?m)^\.", b"", content)
-        message = Accepted(self.sender or "", self.recipients, data, _header(data, "Message-ID"), self.number)
+        message = TakenMessage(self.sender or "", self.recipients, data, _header(data, "Message-ID"), self.number)
         if not message.recipients:
             return self.answer_dot("554 5.5.1 no valid recipients")
         plan = self.server.plan("dot", message.recipients)
@@ -575,10 +575,10 @@ FAULTS = {
 }
 
 
-def _chance(faults: dict[str, float], seed: int | None) -> Callable[[Accepted], Plan | None]:
+def _chance(faults: dict[str, float], seed: int | None) -> Callable[[TakenMessage], Plan | None]:
     dice = random.Random(seed)
 
-    def decide(_: Accepted) -> Plan | None:
+    def decide(_: TakenMessage) -> Plan | None:
         return next((FAULTS[name] for name, share in faults.items() if dice.random() < share), None)
 
     return decide

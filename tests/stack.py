@@ -39,7 +39,7 @@ INHERITED = ("HOME", "LANG", "TMPDIR", "COVERAGE_PROCESS_CONFIG")
 
 
 @dataclass(frozen=True)
-class Reply:
+class Response:
     status: int
     headers: dict[str, str]
     body: bytes
@@ -208,7 +208,7 @@ class Stack:
 
     # HTTP, one kept connection per thread
 
-    def request(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
+    def request(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Response:
         """Never asked twice, but for a GET whose kept connection has ended meanwhile."""
         kept = getattr(self._local, "connection", None) is not None
         try:
@@ -218,7 +218,7 @@ class Stack:
                 raise
             return self._request(method, path, body, headers)
 
-    def _request(self, method: str, path: str, body: Any, headers: dict[str, str] | None) -> Reply:
+    def _request(self, method: str, path: str, body: Any, headers: dict[str, str] | None) -> Response:
         connection = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=35)
@@ -226,7 +226,7 @@ class Stack:
         try:
             connection.request(method, path, data, {**self._headers(data), **(headers or {})})
             response = connection.getresponse()
-            reply = Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+            reply = Response(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
         except (OSError, http.client.HTTPException):
             self.hang_up()
             raise
@@ -245,10 +245,10 @@ class Stack:
             connection.close()
             self._local.connection = None
 
-    def post(self, payload: Any, path: str = "/webhook/email") -> Reply:
+    def post(self, payload: Any, path: str = "/webhook/email") -> Response:
         return self.request("POST", path, payload)
 
-    def post_until_answered(self, payload: Any, seconds: float = 60) -> tuple[Reply, int]:
+    def post_until_answered(self, payload: Any, seconds: float = 60) -> tuple[Response, int]:
         """As every sender does: again until there is an answer below 500. Returns it and the number of tries."""
         deadline, tries = time.monotonic() + seconds, 0
         while True:
@@ -261,7 +261,7 @@ class Stack:
             assert time.monotonic() < deadline, f"no answer to {payload!r} in {seconds:g} s, last {reply!r}"
             time.sleep(0.05)
 
-    def get(self, path: str) -> Reply:
+    def get(self, path: str) -> Response:
         return self.request("GET", path)
 
     def stats(self) -> dict[str, Any]:

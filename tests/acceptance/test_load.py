@@ -15,7 +15,7 @@ import pytest
 from tests.factories import payload
 from tests.servers import PostgreSQL, Redis, wait_for
 from tests.smtpd import Smtpd
-from tests.stack import SHORT, Process, Reply, Stack, copies, smtp_url
+from tests.stack import SHORT, Process, Response, Stack, copies, smtp_url
 
 
 @pytest.fixture(params=["procfile", "embedded"])
@@ -63,7 +63,7 @@ def test_simultaneous_posts_of_one_id_make_one_row_and_one_mail(service: Stack, 
     clients, ids = 64, [f"race-{number}" for number in range(50)]
     barrier = threading.Barrier(clients, timeout=60)
 
-    def post_all(_client: int) -> list[tuple[str, Reply]]:
+    def post_all(_client: int) -> list[tuple[str, Response]]:
         replies = []
         for email_id in ids:
             barrier.wait()
@@ -91,7 +91,7 @@ def test_a_redis_that_is_flushed_and_killed_loses_and_doubles_nothing(
     stack = make_stack(DATABASE_URL=database, REDIS_URL=own_redis.url, SMTP_URL=smtp_url(sink), **SHORT)
     stack.start(workers=2)
     payloads, valid = mixed_load(1200, random.Random(2))
-    answered: list[tuple[dict[str, Any], Reply]] = []
+    answered: list[tuple[dict[str, Any], Response]] = []
 
     def post(payload: dict[str, Any]) -> None:
         answered.append((payload, stack.post(payload)))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.factories import payload
 from tests.servers import PostgreSQL, Redis
-from tests.smtpd import Accepted, Plan, Smtpd
+from tests.smtpd import Plan, Smtpd, TakenMessage
 from tests.stack import ROOT, SHORT, Process, Stack, copies, smtp_url
 
 
@@ -80,7 +80,7 @@ def main() -> None:
     commit = parser.parse_args().before
     rng = random.Random(3)
 
-    def decide(_mail: Accepted) -> Plan | None:
+    def decide(_mail: TakenMessage) -> Plan | None:
         return Plan("dot", "451 4.3.0 later") if rng.random() < 0.1 else None
 
     with ExitStack() as close:

@@ -49,7 +49,7 @@ from tests.emails import (
     switch,
 )
 from tests.factories import new_email
-from tests.machine import Line
+from tests.machine import ScriptedEngine
 from tests.servers import PostgreSQL
 
 
@@ -65,7 +65,7 @@ class Bench:
     faults: list[str] = field(default_factory=list)  # of the next transactions
 
     def run(self) -> None:
-        engine = cast(Engine, Line(self.engine, lambda: self.faults.pop(0) if self.faults else "ok"))
+        engine = cast(Engine, ScriptedEngine(self.engine, lambda: self.faults.pop(0) if self.faults else "ok"))
         together = outbox.SentTogether(engine)
         Drain(engine, self.config, self.transport, self.stopping, self.wake, together).run()
 

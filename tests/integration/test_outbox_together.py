@@ -16,7 +16,7 @@ from emailsvc.outbox import Claim, Recorded, SentTogether
 from emailsvc.settings.config import Config
 from emailsvc.vocabulary import Status
 from tests.emails import SENT, accept, claim, row
-from tests.machine import Line
+from tests.machine import ScriptedEngine
 from tests.servers import wait_for
 
 SECONDS = 30
@@ -59,7 +59,7 @@ def _in_two_flights(engine: Engine, second: str = "ok") -> tuple[SentTogether, l
             wait_for(lambda: len(together._commit._waiting) == 4, SECONDS, "the others to wait for the next")
         return second if len(flights) == 2 else "ok"
 
-    together = SentTogether(cast(Engine, Line(engine, ask)))
+    together = SentTogether(cast(Engine, ScriptedEngine(engine, ask)))
     return together, flights
 
 

@@ -52,8 +52,8 @@ from tests.machine import (
     FAULTS,
     GO,
     Actor,
-    Line,
     Memo,
+    ScriptedEngine,
     World,
 )
 
@@ -159,7 +159,7 @@ class Machine(RuleBasedStateMachine):
         email = make_email(pick(new * 3 + [*range(len(IDS))], number), kind, on_uncertain, priority)
         if fault != "ok":
             with pytest.raises(OperationalError):
-                outbox.accept(Line(self.world.engine, lambda: fault), email, self.world.config)
+                outbox.accept(ScriptedEngine(self.world.engine, lambda: fault), email, self.world.config)
         if fault == "lost":
             self.expect_accepted(email)
         answer = outbox.accept(self.world.engine, email, self.world.config)  # whoever heard no 2xx posts again

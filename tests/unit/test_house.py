@@ -145,6 +145,16 @@ def test_no_function_is_named_like_its_module() -> None:
     assert not [stem for stem, node in named if isinstance(node, ast.FunctionDef) and node.name == stem]
 
 
+def test_no_helper_of_the_tests_is_named_like_a_class_of_the_package() -> None:
+    classes = {node.name for path in PACKAGE.rglob("*.py") for node in classes_of(path)}
+    found = [(path, node.name) for path in (ROOT / "tests").rglob("*.py") for node in classes_of(path)]
+    assert not [f"{path.relative_to(ROOT)}: {name}" for path, name in found if name in classes]
+
+
+def classes_of(path: Path) -> Iterator[ast.ClassDef]:
+    return (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef))
+
+
 def test_no_file_is_longer_than_300_lines() -> None:
     lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for _, path in modules()}
     assert not {str(path): length for path, length in lengths.items() if length > 300}
