@@ -1,4 +1,4 @@
-"""`python -m tests.documents` writes settings, routes, problem codes and log events into the documents."""
+"""`python -m tests.documents` writes settings, routes, codes, log events and capacity into the documents."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from emailsvc.log import EVENTS
 from emailsvc.settings.config import SETTINGS
 from emailsvc.web import ROUTES
 from emailsvc.web.codes import PROBLEM_CODES
+from tests.benchmarks.capacity import default_plans, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV_EXAMPLE = ROOT / ".env.example"
@@ -40,12 +41,17 @@ def events() -> str:
     return _table(("event", "level", "meaning"), [(f"`{name}`", *rest) for name, rest in EVENTS.items()])
 
 
+def capacity() -> str:
+    heads, *lines = rows(default_plans())
+    return _table(heads, lines)
+
+
 def env_example() -> str:
     head = "# Copy to .env and remove the # before what you set. The environment wins; an empty value means unset.\n"
     return head + "".join(f"\n{_comment(one.help)}\n# {one.name}={one.default}\n" for one in SETTINGS)
 
 
-BLOCKS = {"settings": settings, "routes": routes, "problems": problems, "events": events}
+BLOCKS = {"settings": settings, "routes": routes, "problems": problems, "events": events, "capacity": capacity}
 
 
 def written(path: Path) -> str:

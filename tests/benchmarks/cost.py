@@ -26,8 +26,7 @@ from tests.benchmarks.side_by_side import (
     compare,
     insist_on_quiet,
     options,
-    print_table,
-    summary,
+    summarise,
 )
 from tests.benchmarks.stand import BODY, Stand, commit_of
 from tests.factories import payload
@@ -126,13 +125,12 @@ def main() -> None:
     with Stand() as stand:
         codes = [ROOT, *([given.beside] if given.beside else [])]
         sides = [Side(commit_of(code), Counted(stand, code, given.emails).run) for code in codes]
-        measured = alternate(sides, given.rounds)
+        measured = alternate(sides, given.rounds, given.minutes)
     ours = sides[0].name
     if given.beside:
         compare(measured, ours, sides[1].name)
     else:
-        print(f"\n{ours}, {given.rounds} rounds of {given.emails:,}: median (quartiles)")
-        print_table(summary(measured[ours]))
+        summarise(measured, f"{ours}, {given.emails:,} e-mails a round")
 
 
 if __name__ == "__main__":

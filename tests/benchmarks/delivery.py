@@ -156,8 +156,9 @@ def main() -> None:
     given = parser.parse_args()
     insist_on_quiet(given.anyway)
     with Stand() as stand:
+        minutes = given.minutes / (1 if given.beside else len(given.against))
         for ours, other in pairs(stand, given.against, given.beside, given.emails):
-            compare(alternate([ours, other], given.rounds), ours.name, other.name)
+            compare(alternate([ours, other], given.rounds, minutes), ours.name, other.name)
 
 
 if __name__ == "__main__":

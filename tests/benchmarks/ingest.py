@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 
 from tests.benchmarks import load, peers
+from tests.benchmarks.cost import cpu_seconds
 from tests.benchmarks.side_by_side import Measured, Side, alternate, compare, insist_on_quiet, options, within
 from tests.benchmarks.stand import Stand, commit_of
 from tests.factories import payload
@@ -28,17 +29,21 @@ CLIENT = "the client's own CPU, % of a core"
 class Webhooks:
     """One round of webhooks at one side, with ids that no round has had."""
 
-    def __init__(self, port: int, emails: int, connections: int, *, batches: bool) -> None:
-        self.port, self.emails, self.connections, self.batches = port, emails, connections, batches
+    def __init__(self, pid: int, port: int, emails: int, connections: int, *, batches: bool) -> None:
+        self.pid, self.port, self.emails = pid, port, emails
+        self.connections, self.batches = connections, batches
         self._numbers = count()
 
     def __call__(self) -> Measured:
         singles = [load.request("/webhook/email", payload(f"m-{next(self._numbers)}")) for _ in range(self.emails)]
+        cpu = cpu_seconds(self.pid)
         new = load.post(self.port, singles, self.connections, statuses={202})
+        cpu = cpu_seconds(self.pid) - cpu
         again = load.post(self.port, singles, self.connections, statuses={200})
         measured = {
             NEW: new.rate,
             "new ids, p99 ms": new.p99_ms,
+            "new ids, CPU per 1,000, web s": 1000 * cpu / self.emails,
             DUPLICATES: again.rate,
             "duplicates, p99 ms": again.p99_ms,
             CLIENT: 100 * new.cpu / new.seconds,
@@ -58,7 +63,7 @@ class Webhooks:
 def checkout(stand: Stand, code: Path, emails: int, connections: int) -> Side:
     stack = stand.deploy(code, workers=0)
     stack.hang_up()
-    return Side(commit_of(code), Webhooks(stack.port, emails, connections, batches=True))
+    return Side(commit_of(code), Webhooks(stack.processes[0].pid, stack.port, emails, connections, batches=True))
 
 
 def minimal_view(stand: Stand, emails: int, connections: int, *, gthread: bool) -> Side:
@@ -72,7 +77,7 @@ def minimal_view(stand: Stand, emails: int, connections: int, *, gthread: bool) 
     process = peers.spawn("minimal view", command, stand.new_folder(), environ, "Booting worker")
     stand.at_end(process.kill9)
     named = ", ".join(f"{name} {version(name)}" for name in ("flask", "gunicorn", "psycopg"))
-    return Side(f"minimal view ({named})", Webhooks(port, emails, connections, batches=False))
+    return Side(f"minimal view ({named})", Webhooks(process.pid, port, emails, connections, batches=False))
 
 
 def main() -> None:
@@ -89,7 +94,7 @@ def main() -> None:
             other = checkout(stand, given.beside, given.emails, given.connections)
         else:
             other = minimal_view(stand, given.emails, given.connections, gthread=given.gthread)
-        measured = alternate([ours, other], given.rounds)
+        measured = alternate([ours, other], given.rounds, given.minutes)
     compare(measured, ours.name, other.name)
     within(measured[ours.name], DUPLICATES, NEW)
 

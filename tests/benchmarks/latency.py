@@ -21,8 +21,7 @@ from tests.benchmarks.side_by_side import (
     insist_on_quiet,
     options,
     percentile,
-    print_table,
-    summary,
+    summarise,
 )
 from tests.benchmarks.stand import Stand, commit_of
 from tests.factories import payload
@@ -86,9 +85,8 @@ def main() -> None:
         served = {"PostgreSQL": stand.deploy(workers=1, SMTP_URL=smtp_url(server))}
         served["SQLite"] = stand.deploy(workers=1, SMTP_URL=smtp_url(server), DATABASE_URL="", REDIS_URL="")
         sides = [side(name, stack, server, given.seconds, given.rate) for name, stack in served.items()]
-        measured = alternate(sides, given.rounds)
-    print(f"\n{commit_of(ROOT)}, {given.rounds} rounds of {given.seconds:g} s at {given.rate:g} a second")
-    print_table([row for one in sides for row in summary(measured[one.name])])
+        measured = alternate(sides, given.rounds, given.minutes)
+    summarise(measured, f"{commit_of(ROOT)}, {given.seconds:g} s at {given.rate:g} a second in a round")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from tests.benchmarks.cost import cpu_seconds
 from tests.benchmarks.delay import DelayedLink
 from tests.benchmarks.delivery import Backlog
-from tests.benchmarks.side_by_side import Measured, Side, alternate, insist_on_quiet, options, print_table, summary
+from tests.benchmarks.side_by_side import Measured, Side, alternate, insist_on_quiet, options, summarise
 from tests.benchmarks.stand import Stand, commit_of
 from tests.servers import wait_for
 from tests.stack import ROOT
@@ -61,9 +61,8 @@ def main() -> None:
         link = DelayedLink(stand.sink.port, given.round_trip)
         stand.at_end(link.close)
         sides = [across(stand, link, threads, given.round_trip, given.seconds) for threads in given.threads]
-        measured = alternate(sides, given.rounds)
-    print(f"\n{commit_of(ROOT)}, {given.rounds} rounds in turn: median (quartiles)")
-    print_table([row for side in sides for row in summary(measured[side.name])])
+        measured = alternate(sides, given.rounds, given.minutes)
+    summarise(measured, commit_of(ROOT))
 
 
 if __name__ == "__main__":

@@ -25,9 +25,11 @@ class Side:
     run: Callable[[], Measured]
 
 
-def options(doc: str | None, rounds: int) -> argparse.ArgumentParser:
+def options(doc: str | None, rounds: int, minutes: float = 5) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help=f"alternating rounds (default {rounds})")
+    later = f"after which no further round begins (default {minutes:g})"
+    parser.add_argument("--minutes", type=float, default=minutes, help=later)
     parser.add_argument("--anyway", action="store_true", help="run although the machine is busy")
     return parser
 
@@ -55,10 +57,13 @@ def insist_on_quiet(anyway: bool) -> None:
     print(f"{os.cpu_count()} cores, {share:.1%} busy before", flush=True)
 
 
-def alternate(sides: Sequence[Side], rounds: int) -> dict[str, list[Measured]]:
+def alternate(sides: Sequence[Side], rounds: int, minutes: float) -> dict[str, list[Measured]]:
     """Each side once a round, in turn the one first and the other, so that none always has the cold start."""
     measured: dict[str, list[Measured]] = {side.name: [] for side in sides}
+    end = time.monotonic() + 60 * minutes
     for number in range(rounds):
+        if number and time.monotonic() > end:
+            break
         for side in reversed(sides) if number % 2 else sides:
             measured[side.name].append(side.run())
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
@@ -114,9 +119,11 @@ def within(measured: Sequence[Measured], name: str, against: str) -> None:
     print_table([(f"{name} against {against}", _spread(ours), _spread(theirs), ratios(ours, theirs))])
 
 
-def summary(runs: Sequence[Measured]) -> list[tuple[str, str]]:
-    """What one side alone has measured: medians with quartiles."""
-    return [(name, _spread([run[name] for run in runs])) for name in runs[0]]
+def summarise(measured: Mapping[str, Sequence[Measured]], title: str) -> None:
+    """What each side has measured, beside nothing."""
+    rounds = [len(runs) for runs in measured.values()]
+    print(f"\n{title}, {rounds[0]} rounds in turn: median (quartiles)")
+    print_table([(name, _spread([run[name] for run in runs])) for runs in measured.values() for name in runs[0]])
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
