@@ -170,9 +170,13 @@ class Stack:
         self.processes.append(process)
         return process
 
-    def start(self, *, workers: int = 2) -> tuple[Process, list[Process]]:
-        """Release, one web dyno (of WEB_CONCURRENCY processes) and so many worker dynos; returns when all is ready."""
-        self.release()
+    def start(self, *, workers: int = 2, release: bool = True) -> tuple[Process, list[Process]]:
+        """Release, one web dyno (of WEB_CONCURRENCY processes) and so many worker dynos; returns when all is ready.
+
+        A database that has the schema, and an SQLite file, which gets it by itself, need no release.
+        """
+        if release:
+            self.release()
         web = self.spawn("web")
         consumers = [self.spawn("worker") for _ in range(workers)]
         self.wait_ready(live_worker=workers > 0)

@@ -7,9 +7,9 @@ from tests.conftest import started
 
 
 def test_it_loses_and_doubles_nothing_while_web_and_workers_are_killed_at_random() -> None:
-    plan = Plan(database="postgresql", on_uncertain="hold", term=False, kills=20, emails=800, seed=20)
+    plan = Plan(database="postgresql", on_uncertain="hold", term=False, kills=12, emails=480, seed=20)
     tally = started(lambda: run(plan))
     assert tally.failures(plan) == []
-    assert tally.kills == 20
-    assert tally.emails == 800
+    assert tally.kills == 12
+    assert tally.emails == 480
     assert tally.uncertain > 0, "the kills hit nothing"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,26 @@ from tests.benchmarks import redis_away
 from tests.factories import payload
 from tests.servers import PostgreSQL, Redis, free_port, wait_for
 from tests.smtpd import HANG, Drip, Plan, Smtpd
-from tests.stack import SHORT, TOKEN, Stack, copies, smtp_url
+from tests.stack import SHORT, Stack, copies, smtp_url
 
-
-@pytest.fixture
-def database(postgresql: PostgreSQL) -> Iterator[str]:
-    name = postgresql.create_database()
-    yield postgresql.url(name)
-    postgresql.drop_database(name)
+CUT = 15.0
 
 
 @pytest.fixture
 def deploy(database: str, redis_url: str, sink: Smtpd, make_stack: Callable[..., Stack]) -> Callable[..., Stack]:
     def make(**environ: str) -> Stack:
-        urls = {"DATABASE_URL": database, "REDIS_URL": redis_url, "SMTP_URL": smtp_url(sink)}
+        urls = {"DATABASE_URL": database, "REDIS_URL": redis_url, "SMTP_URL": smtp_url(sink), "WEB_CONCURRENCY": "1"}
         return make_stack(**urls | SHORT | environ)
 
     return make
+
+
+def hurry_shutdown(stack: Stack) -> None:
+    """The worker takes CUT seconds less of each time that it gives itself to stop."""
+    cut = f"queue.SHUTDOWN_SECONDS -= {CUT}; tasks.GRACE_SECONDS -= {CUT}"
+    lines = ["from emailsvc.wakeups import queue, tasks", cut, "from emailsvc.worker import huey"]
+    (stack.folder / "short.py").write_text("\n".join(lines))
+    stack.commands["worker"] = "huey_consumer short.huey"
 
 
 def rows(url: str, query: str) -> list[Any]:
@@ -48,7 +50,7 @@ def test_a_worker_frozen_past_its_lease_and_continued_changes_nothing(
     """Frozen after its dot: the server has the mail, the sweep says uncertain, and the late record is not believed."""
     sink.behaviour.mail_delay = 1.0
     stack = deploy(WORKER_THREADS="1")
-    _, (worker,) = stack.start(workers=1)
+    _, (worker,) = stack.start(workers=1, release=False)
     ids = [f"m-{n}" for n in range(6)]
     stack.together(1, ids, lambda email_id: stack.post(payload(email_id)))
     wait_for(lambda: len(copies(sink)) >= 2, 20, "the worker to be in the middle of its batch")
@@ -72,7 +74,7 @@ def test_an_account_that_refuses_everybody_costs_at_most_twenty_dead_letters(
 ) -> None:
     sink.behaviour.refuse = lambda _recipient: "550 5.7.1 account suspended"
     stack = deploy()
-    stack.start(workers=2)
+    stack.start(workers=2, release=False)
     ids = [f"m-{n}" for n in range(120)]
     stack.together(8, ids, lambda i: stack.post(payload(i, user=f"{i}@domain{int(i[2:]) % 7}.example")))
     wait_for(lambda: stack.stats()["delivery"]["state"] == "outage", 30, "the outage to be noticed")
@@ -92,7 +94,7 @@ def test_a_server_that_is_away_burns_no_attempt_and_its_return_is_noticed(
 ) -> None:
     port = free_port()
     stack = deploy(SMTP_URL=f"smtp://127.0.0.1:{port}")
-    stack.start(workers=2)
+    stack.start(workers=2, release=False)
     ids = [f"m-{n}" for n in range(60)]
     stack.together(4, ids, lambda email_id: stack.post(payload(email_id)))
     wait_for(lambda: stack.stats()["delivery"]["state"] == "outage", 20, "the outage to be noticed")
@@ -118,14 +120,15 @@ def test_a_shutdown_ends_in_time_whatever_the_mail_server_does(
     sink.script("m-0@example.com", Plan(at, HANG, taken=at == "dot", forever=True))
     times = {"SMTP_TIMEOUT_SECONDS": "60", "SMTP_REPLY_TIMEOUT_SECONDS": "60", "LEASE_SECONDS": "130"}
     stack = deploy(WORKER_THREADS="1", **times)
-    _, (worker,) = stack.start(workers=1)
+    hurry_shutdown(stack)
+    _, (worker,) = stack.start(workers=1, release=False)
     stack.together(1, ["m-0", "m-1", "m-2"], lambda email_id: stack.post(payload(email_id)))
     wait_for(lambda: sink.conversations == 1 and stack.stats()["sending"] >= 1, 20, "the conversation to hang")
     wait_for(lambda: sink.seen("RCPT") >= 1, 20, "the conversation to be at its recipient")
     began = time.monotonic()
     worker.term(times=3)
     code = worker.wait(25)
-    assert (code, time.monotonic() - began < 25) == (0, True)
+    assert (code, time.monotonic() - began < 25 - CUT) == (0, True)
     left = rows(database, "SELECT status, attempts FROM emails WHERE email_id = 'm-0'")
     assert left == [(outcome, 0 if at == "rcpt" else 1)]
     assert rows(database, "SELECT count(*) FROM emails WHERE status = 'sending'") == [(0,)]
@@ -138,7 +141,7 @@ def test_a_restart_under_load_with_a_server_that_answers_leaves_nothing_uncertai
 ) -> None:
     sink.behaviour.mail_delay = 0.3
     stack = deploy()
-    _, workers = stack.start(workers=1)
+    _, workers = stack.start(workers=1, release=False)
     ids = [f"m-{n}" for n in range(80)]
     stack.together(8, ids, lambda email_id: stack.post(payload(email_id)))
     wait_for(lambda: len(copies(sink)) >= 4, 20, "the worker to be busy")
@@ -150,6 +153,7 @@ def test_a_restart_under_load_with_a_server_that_answers_leaves_nothing_uncertai
         worker = stack.spawn("worker")
         before = len(copies(sink))
         wait_for(lambda before=before: len(copies(sink)) > before or len(copies(sink)) == 80, 30, "it to go on")  # type: ignore[misc]
+    sink.behaviour.mail_delay = 0
     stats = stack.wait_settled(60)
     assert (stats["sent"], stats["failed"], stats["failed_attempts"]) == (80, 0, 0)
     assert max(copies(sink).values()) == 1
@@ -157,7 +161,7 @@ def test_a_restart_under_load_with_a_server_that_answers_leaves_nothing_uncertai
 
 def test_scheduled_mail_goes_out_within_two_seconds_of_its_time(deploy: Callable[..., Stack], sink: Smtpd) -> None:
     stack = deploy(SWEEP_SECONDS="60")
-    stack.start(workers=1)
+    stack.start(workers=1, release=False)
     due = time.time() + 4
     moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(due))
     stack.post(payload("later", send_at=moment))
@@ -168,41 +172,12 @@ def test_scheduled_mail_goes_out_within_two_seconds_of_its_time(deploy: Callable
 def test_a_dripping_server_holds_up_only_its_own_thread(deploy: Callable[..., Stack], sink: Smtpd) -> None:
     sink.script("slow@example.com", Plan("rcpt", Drip("250 2.1.5 ok but slow", 1.0), forever=True))
     stack = deploy(WORKER_THREADS="2")
-    stack.start(workers=1)
+    stack.start(workers=1, release=False)
     stack.post(payload("slow"))
     wait_for(lambda: stack.stats()["sending"] == 1, 20, "the slow one to be in hand")
     stack.post(payload("quick"))
     sink.wait(lambda: bool(sink.to("quick@example.com")), 10)
     assert stack.get("/emails/slow").json["state"] in ("sending", "pending")
-
-
-def _is_up(stack: Stack) -> bool:
-    try:
-        return stack.get("/healthz").status == 200
-    except OSError:
-        return False
-
-
-def test_clients_that_send_half_a_request_do_not_stop_the_web(make_stack: Callable[..., Stack]) -> None:
-    stack = make_stack(WEB_CONCURRENCY="1", GUNICORN_CMD_ARGS="--threads=2")
-    stack.release()
-    web = stack.spawn("web")
-    stack.wait_ready(live_worker=False)
-    line, body = (socket.create_connection(("127.0.0.1", stack.port)) for _ in range(2))  # one for each thread
-    line.sendall(b"G")
-    body.sendall(
-        b"POST /webhook/email HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        b"Authorization: Bearer %b\r\nContent-Length: 99\r\n\r\n{" % TOKEN.encode()
-    )
-    stack.hang_up()
-    try:
-        wait_for(lambda: _is_up(stack), 120, "an answer, when the silent ones have been hung up on")
-        assert line.recv(1) == b""
-        assert body.recv(1) == b""
-    finally:
-        line.close()
-        body.close()
-    assert "Traceback" not in web.output()
 
 
 @pytest.mark.parametrize("trouble", ["refused", "hanging", "full"])
@@ -218,12 +193,17 @@ def test_mail_and_retries_go_out_in_time_whatever_becomes_of_redis(
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_worker_ends_in_time_and_without_a_traceback_when_its_database_is_away(
-    frozen: bool, own_postgresql: PostgreSQL, redis_url: str, sink: Smtpd, make_stack: Callable[..., Stack]
+    frozen: bool,
+    own_postgresql: PostgreSQL,
+    own_database: str,
+    redis_url: str,
+    sink: Smtpd,
+    make_stack: Callable[..., Stack],
 ) -> None:
-    database = own_postgresql.url(own_postgresql.create_database())
-    stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink))
+    stack = make_stack(DATABASE_URL=own_database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink), WEB_CONCURRENCY="1")
+    hurry_shutdown(stack)
     sink.behaviour.mail_delay = 0.2
-    _, (worker,) = stack.start(workers=1)
+    _, (worker,) = stack.start(workers=1, release=False)
     stack.together(8, [f"m-{n}" for n in range(80)], lambda email_id: stack.post(payload(email_id)))
     wait_for(lambda: len(copies(sink)) > 8, 20, "four batches in hand")
     if frozen:
@@ -237,17 +217,16 @@ def test_a_worker_ends_in_time_and_without_a_traceback_when_its_database_is_away
     took = time.monotonic() - began
     if frozen:
         own_postgresql.thaw()
-    assert took < 25
+    assert took < 25 - CUT
     assert "Traceback" not in worker.output()
     assert "Unhandled" not in worker.output()
 
 
 def test_a_webhook_is_answered_within_9_s_of_its_arrival_however_many_wait(
-    make_stack: Callable[..., Stack], own_postgresql: PostgreSQL
+    own_postgresql: PostgreSQL, own_database: str, make_stack: Callable[..., Stack]
 ) -> None:
     """More of them than threads, and many more than connections; health checks wait among them."""
-    stack = make_stack(DATABASE_URL=own_postgresql.url(own_postgresql.create_database()), WEB_CONCURRENCY="1")
-    stack.release()
+    stack = make_stack(DATABASE_URL=own_database, WEB_CONCURRENCY="1")
     stack.spawn("web")
     stack.wait_ready(live_worker=False)
 
@@ -273,7 +252,7 @@ def test_a_full_volume_is_named_and_work_goes_on_when_there_is_room_again(
 ) -> None:
     sink.behaviour.mail_delay = 0.1
     stack = make_stack(DATABASE_URL=f"sqlite:///{volume}/emailsvc.db", SMTP_URL=smtp_url(sink))
-    stack.start(workers=1)
+    stack.start(workers=1, release=False)
     ids = [f"mail-{number}" for number in range(60)]
     for email_id in ids:
         assert stack.post(payload(email_id)).status == 202

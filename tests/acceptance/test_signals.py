@@ -12,7 +12,7 @@ import signal
 import socket
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from email import message_from_bytes
 from email.policy import default
 from pathlib import Path
@@ -27,13 +27,6 @@ from tests.smtpd import HANG, Plan, Smtpd
 from tests.stack import SHORT, Stack, copies, smtp_url
 
 
-@pytest.fixture
-def database(postgresql: PostgreSQL) -> Iterator[str]:
-    name = postgresql.create_database()
-    yield postgresql.url(name)
-    postgresql.drop_database(name)
-
-
 def rows(url: str, query: str) -> list[Any]:
     with psycopg.connect(url) as connection:
         return connection.execute(query.encode()).fetchall()
@@ -43,8 +36,9 @@ def test_a_killed_worker_leaves_only_the_lowest_row_of_each_claim_uncertain(
     database: str, redis_url: str, sink: Smtpd, make_stack: Callable[..., Stack]
 ) -> None:
     sink.behaviour.mail_delay = 0.2
-    stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink), WORKER_THREADS="4", **SHORT)
-    _, (worker,) = stack.start(workers=1)
+    dyno = {"WEB_CONCURRENCY": "1", "WORKER_THREADS": "4"}
+    stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink), **dyno, **SHORT)
+    _, (worker,) = stack.start(workers=1, release=False)
     ids = [f"mail-{number}" for number in range(120)]
     stack.together(8, ids, lambda email_id: stack.post(payload(email_id)))
     claims = "SELECT claim, min(id) FROM emails WHERE status = 'sending' GROUP BY claim HAVING count(*) > 2"
@@ -53,6 +47,7 @@ def test_a_killed_worker_leaves_only_the_lowest_row_of_each_claim_uncertain(
     in_hand = rows(database, "SELECT claim, id, email_id FROM emails WHERE status = 'sending' ORDER BY id")
     lowest = {claim: email_id for claim, _, email_id in reversed(in_hand)}
     assert len(in_hand) > len(lowest) >= 3
+    sink.behaviour.mail_delay = 0
     stack.spawn("worker")
     stats = stack.wait_settled(40)
     letters = stack.dead_letters()
@@ -71,7 +66,7 @@ def test_sigterm_sent_twice_to_every_process_leaves_nothing_in_hand(
 ) -> None:
     sink.behaviour.mail_delay = 0.3
     stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink))
-    stack.start(workers=2)
+    stack.start(workers=2, release=False)
     ids = [f"mail-{number}" for number in range(150)]
     stack.together(8, ids, lambda email_id: stack.post(payload(email_id)))
     wait_for(lambda: len(copies(sink)) > 10, 30, "the workers to be busy")
@@ -249,12 +244,13 @@ def test_an_old_schema_is_named_and_nothing_starts(make_stack: Callable[..., Sta
 
 @pytest.mark.parametrize(("hangs_at", "state"), [("rcpt", "sent"), ("dot", "failed")])
 def test_a_worker_killed_before_its_dot_raises_no_false_alarm(
-    hangs_at: str, state: str, postgresql: PostgreSQL, redis_url: str, sink: Smtpd, make_stack: Callable[..., Stack]
+    hangs_at: str, state: str, database: str, redis_url: str, sink: Smtpd, make_stack: Callable[..., Stack]
 ) -> None:
     sink.script("m-1@example.com", Plan(hangs_at, HANG))
-    database = postgresql.url(postgresql.create_database())
-    stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink), **SHORT)
-    _, (worker,) = stack.start(workers=1)
+    stack = make_stack(
+        DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink), WEB_CONCURRENCY="1", **SHORT
+    )
+    _, (worker,) = stack.start(workers=1, release=False)
     stack.post(payload("m-1"))
     wait_for(lambda: any("RCPT" in line for _, line in sink.commands), 20, "the conversation to be under way")
     wait_for(lambda: hangs_at == "rcpt" or any("DATA" in line for _, line in sink.commands), 20, "the dot")
