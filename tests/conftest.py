@@ -22,6 +22,7 @@ from emailsvc.app import create_app
 from emailsvc.db import schema
 from emailsvc.settings import config as configuration
 from emailsvc.settings.config import Config
+from tests.databases import Databases
 from tests.servers import MissingServer, PgBouncer, PostgreSQL, Redis
 from tests.smtpd import Smtpd
 from tests.stack import Stack
@@ -176,6 +177,11 @@ def _postgresql_template(postgresql: PostgreSQL, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
+def _databases(postgresql: PostgreSQL, _postgresql_template: str) -> Databases:
+    return Databases(postgresql, _postgresql_template)
+
+
+@pytest.fixture(scope="session")
 def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("template")
     migrate(f"sqlite:///{folder}/template.db", folder / "instance")
@@ -194,9 +200,10 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield f"sqlite:///{tmp_path}/emailsvc.db"
         return
     server: PostgreSQL = request.getfixturevalue("postgresql")
-    name = server.create_database(request.getfixturevalue("_postgresql_template"))
+    databases: Databases = request.getfixturevalue("_databases")
+    name = databases.take()
     yield server.url(name)
-    server.drop_database(name)
+    databases.give_back(name)
 
 
 @pytest.fixture
