@@ -48,6 +48,7 @@ EVENTS = {
     "smtp_not_configured": ("WARNING", "`SMTP_URL` is not set: e-mails become files"),
     "unknown_setting": ("WARNING", "a variable whose name is almost that of a setting; `what` says which"),
     "repair_failed": ("ERROR", "a `step` of a sweep failed, for example on a row that somebody keeps locked; the others were made, and the next sweep tries again"),
+    "counters_corrected": ("ERROR", "an hourly count of the rows did not agree with the counters, which were corrected by so much; after a deploy it may be what processes of the release before cancelled"),
     "transport_raised": ("ERROR", "a fault of the service: please report it"),
     "record_refused": ("ERROR", "the database refused an outcome's values; it was recorded without the reply. Please report it"),
     "internal_error": ("ERROR", "a fault of the service: please report it"),

@@ -6,10 +6,11 @@ import secrets
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, delete, select, update
 
 from emailsvc import outbox
-from emailsvc.db.models import Email, Switch
+from emailsvc.db.counts import TOTALS
+from emailsvc.db.models import Attempt, Counter, DeadLetter, Email, Switch
 from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import Claim
 from emailsvc.settings.config import Config
@@ -77,6 +78,23 @@ def move_switch(engine: Engine, seconds: float, *columns: str) -> None:
     values = {name: getattr(current, name) - timedelta(seconds=seconds) for name in columns}
     with engine.begin() as connection:
         connection.execute(update(Switch).values(**values))
+
+
+def go_back(engine: Engine, seconds: float) -> None:
+    """As if everything had happened so much earlier. The hours of the counters stay, and are summed up anew."""
+    move(engine, seconds, "received_at", "sent_at", "final_at", "next_attempt_at")
+    marks = [name for name in ("rolled_up_to", "letters_rolled_up_to") if getattr(switch(engine), name)]
+    move_switch(engine, seconds, *marks)
+    for column in (Attempt.at, DeadLetter.created_at, DeadLetter.resolved_at):
+        for found in rows(engine, column.class_):
+            moment = getattr(found, column.key)
+            if moment is not None:
+                earlier = {column: moment - timedelta(seconds=seconds)}
+                with engine.begin() as connection:
+                    connection.execute(update(column.class_).where(column.class_.id == found.id).values(earlier))
+    with engine.begin() as connection:
+        connection.execute(delete(Counter).where(Counter.hour == TOTALS))
+        connection.execute(update(Switch).values(totals_up_to=None))
 
 
 def make_due(engine: Engine) -> None:

@@ -19,19 +19,21 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import Connection, Engine, String, create_engine, event, func, select, text, update
+from sqlalchemy import Connection, Engine, String, create_engine, delete, event, func, select, text, update
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from emailsvc import outbox
 from emailsvc.db.connections import limit_postgresql, prepare_sqlite
+from emailsvc.db.counts import TOTALS
 from emailsvc.db.extensions import Base, engine_options
 from emailsvc.db.models import Attempt, Email, Switch
+from emailsvc.db.models import Counter as HourCounter
 from emailsvc.db.sqltime import UtcDateTime, db_now
 from emailsvc.delivery import batch, drain, lines, persisting
 from emailsvc.delivery.drain import Drain
 from emailsvc.delivery.notes import Note, Noted
 from emailsvc.mail import Message, Outcome, Result
-from emailsvc.outbox import InDoubt, SentTogether, refusals, switch
+from emailsvc.outbox import InDoubt, SentTogether, refusals, rolling, switch
 from emailsvc.settings.config import Config
 
 DATABASE, BEFORE_DOT, AFTER_DOT = "before a transaction", "before the dot", "after the dot"
@@ -331,6 +333,8 @@ class World:
         patch.setattr(switch, "time", SimpleNamespace(sleep=self._everybody_waits))
         patch.setattr(secrets, "token_hex", self._token)
         patch.setattr(secrets, "randbelow", lambda below: (below - 1) * self.low_first)
+        patch.setattr(rolling, "SETTLED_SECONDS", 0.0)
+        patch.setattr(rolling, "MIN_STEP_SECONDS", 0.0)
         for name in ("REFUSALS_IN_A_ROW", "UNEXPLAINED_IN_A_ROW", "REFUSED_DOMAINS"):
             patch.setattr(refusals, name, 2)
 
@@ -375,6 +379,7 @@ class World:
                 update(Switch).values(
                     paused_at=None, pause_reason=None, outage_since=None, outage_reason=None, next_probe_at=None,
                     probe_delay=5.0, refusals_from=None, rolled_up_to=db_now(),
+                    letters_rolled_up_to=None, totals_up_to=None,
                 )
             )  # fmt: skip
 
@@ -394,10 +399,11 @@ class World:
         statements = []
         for table in Base.metadata.tables.values():
             moments = [column.name for column in table.columns if isinstance(column.type, UtcDateTime)]
-            if moments and table.name != "counters":  # their hours are labels
+            if moments and table.name != "counters":  # their hours are labels, to be summed up anew
                 earlier = {name: self._earlier(table.c[name], seconds) for name in moments}
                 statements.append(update(table).values(earlier))
-        self.change(*statements)
+        anew = [delete(HourCounter).where(HourCounter.hour == TOTALS), update(Switch).values(totals_up_to=None)]
+        self.change(*statements, *anew)
 
     def _earlier(self, column: Any, seconds: float) -> Any:
         if self.config.is_sqlite:

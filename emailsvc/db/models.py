@@ -217,6 +217,10 @@ class DeadLetter(Base):
             postgresql_where=text("resolved_at IS NULL"), sqlite_where=text("resolved_at IS NULL"),
         ),
         Index("ix_dead_letters_created", "created_at", "id"),
+        Index(
+            "ix_dead_letters_resolved", "resolved_at",
+            postgresql_where=text("resolved_at IS NOT NULL"), sqlite_where=text("resolved_at IS NOT NULL"),
+        ),
     )  # fmt: skip
 
 
@@ -245,7 +249,9 @@ class Switch(Base):
     probe_delay: Mapped[float] = mapped_column(Float, server_default=text("5"))  # seconds
     refusals_from: Mapped[datetime | None] = mapped_column(UtcDateTime)  # those before it count no more: ended by hand
     next_slot_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # GCRA: when the next mail may start
-    rolled_up_to: Mapped[datetime] = mapped_column(UtcDateTime)  # hours before it are in the counters
+    rolled_up_to: Mapped[datetime] = mapped_column(UtcDateTime)  # what was before it is in the counters
+    letters_rolled_up_to: Mapped[datetime | None] = mapped_column(UtcDateTime)  # the same for dead letters
+    totals_up_to: Mapped[datetime | None] = mapped_column(UtcDateTime)  # counters of hours before it are summed up
 
     __table_args__ = (
         CheckConstraint("id = 1", name="ck_switch_single"),

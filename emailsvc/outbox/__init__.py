@@ -13,6 +13,7 @@ from emailsvc.outbox.doubt import InDoubt
 from emailsvc.outbox.erasure import erase
 from emailsvc.outbox.looking import look
 from emailsvc.outbox.recording import Recorded, Released, expire, record
+from emailsvc.outbox.rolling import roll_up
 from emailsvc.outbox.sharing import SentTogether
 from emailsvc.outbox.sweeping import Swept, retain, sweep
 from emailsvc.outbox.switch import FRESH_SECONDS, end_outage, may_start, pause, resume
@@ -59,6 +60,7 @@ __all__ = [
     "replay_many",
     "resume",
     "retain",
+    "roll_up",
     "sweep",
     "try_commit",
 ]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import secrets
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, FromClause, SmallInteger, bindparam, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from emailsvc.db.counts import TOTAL_OF, TOTALS, Kind
 from emailsvc.db.models import Counter
 from emailsvc.db.sqltime import db_now
 
 COUNTER_SHARDS = 16
-
-Kind = Literal[
-    "received", "sent", "failed_attempts", "duplicates", "mismatches", "purged_cancelled", "purged_failed"
-]  # fmt: skip
 
 
 def _summing(statement: Any) -> Any:
@@ -38,6 +35,12 @@ def add_to_counter(
     """
     values = {"hour": _this_hour(connection.dialect.name) if hour is None else hour, "kind": kind, "value": value}
     connection.execute(_ADD[connection.dialect.name].values(**values, shard=any_shard()))
+
+
+def add_to_total(connection: Connection, kind: str, value: int) -> None:
+    """To what the hours before last add up to."""
+    total = {"hour": TOTALS, "kind": f"{TOTAL_OF}{kind}", "shard": 0, "value": value}
+    connection.execute(_ADD[connection.dialect.name].values(**total))
 
 
 def adding(seen: FromClause) -> Any:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Engine, literal_column, select
-from sqlalchemy import func as sql
+from sqlalchemy import Engine, select
 
-from emailsvc.db.models import PRIORITIES, Email, Switch, has_status
+from emailsvc.db.due import FIRST_DUE
+from emailsvc.db.models import Switch
 from emailsvc.db.sqltime import db_now
-from emailsvc.vocabulary import Status
 
-FIRST_DUE = [
-    select(sql.min(Email.next_attempt_at))
-    .where(has_status(Status.PENDING), Email.priority == literal_column(str(number)))
-    .scalar_subquery()
-    for number in PRIORITIES.values()
-]
 _LOOK = select(Switch.paused_at, Switch.outage_since, Switch.next_probe_at, db_now(), *FIRST_DUE)
 
 

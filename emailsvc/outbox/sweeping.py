@@ -5,24 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from functools import partial
 from threading import Event
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, Select, delete, func, select, update
+from sqlalchemy import Connection, Engine, Select, delete, select, update
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from emailsvc.db.models import Attempt, Email, Switch, has_status
+from emailsvc.db.counts import Kind, read_marks
+from emailsvc.db.models import DeadLetter, Email, Switch
 from emailsvc.db.sqltime import db_in, db_now
 from emailsvc.errors import brief
 from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import moves
 from emailsvc.outbox.claims import ANY_PRIORITY, PENDING, SENDING, InHand
-from emailsvc.outbox.counters import Kind, add_to_counter
+from emailsvc.outbox.counters import add_to_counter
 from emailsvc.outbox.moves import Held
 from emailsvc.outbox.recording import Hand, record_uncertain
+from emailsvc.outbox.rolling import close_hours, roll_up
 from emailsvc.outbox.scrubbing import scrub
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.settings.config import Config
@@ -33,12 +34,7 @@ log = logging.getLogger("emailsvc.outbox")
 T = TypeVar("T")
 
 CHUNK = 500
-SETTLED_SECONDS = 300.0
-"""An hour is rolled up only when so much of the next has passed: no transaction of ours lives that long."""
-
 PROBED_WITHIN_SECONDS = 60.0
-
-HOUR = timedelta(hours=1)
 LOCK_SECONDS = 1
 
 
@@ -62,13 +58,14 @@ def sweep(engine: Engine, config: Config, stopping: Event | None = None) -> Swep
     repair = Repairs(engine, swept, stopping or Event())
     for token in repair.listed("expired claims", _expired_claims):
         repair.once("expired claim", partial(_take_claim, token=token, config=config, swept=swept))
-    expired = partial(_bury_pending, swept, Reason.EXPIRED, "expires_at passed before it could be sent", _OVERDUE)
+    expired = partial(_bury_pending, swept, Reason.EXPIRED, "expires_at passed before it could be sent", _overdue())
     repair.in_chunks("expiry", expired)
     unreachable = partial(
         _bury_pending, swept, Reason.UNREACHABLE, "the mail server was away for too long", _held_up(config)
     )
     repair.in_chunks("outage limit", unreachable)
-    repair.in_chunks("roll-up", _roll_up_hour, size=1)
+    repair.apart("roll-up", roll_up)
+    repair.apart("counters", close_hours)
     return swept
 
 
@@ -98,6 +95,10 @@ class Repairs:
         while (count := self.once(step, work)) >= size:
             total += count
         return total + count
+
+    def apart(self, step: str, work: Callable[[Engine], None]) -> None:
+        """For work with transactions of its own."""
+        self._alone(step, lambda: work(self.engine), None)
 
     def listed(self, step: str, find: Callable[[Engine], list[T]]) -> list[T]:
         return self._alone(step, lambda: find(self.engine), [])
@@ -160,52 +161,30 @@ def _take_claim(connection: Connection, token: str, config: Config, swept: Swept
     return len(rows)
 
 
-_OVERDUE = (Email.expires_at <= db_now(),)
+def _overdue() -> Select[int]:
+    # In the order of its index, here as below: or PostgreSQL may find it cheaper to walk through the table.
+    return select(Email.id).where(PENDING, Email.expires_at <= db_now()).order_by(Email.expires_at)
 
 
-def _held_up(config: Config) -> tuple[Any, ...]:
+def _held_up(config: Config) -> Select[int]:
     limit = db_in(-config.outage_limit_seconds)
     # While nothing may or can try (a pause, no worker), the server's absence is not known; a probe comes first.
     tried_lately = Switch.next_probe_at > db_in(-PROBED_WITHIN_SECONDS - config.sweep_seconds)
     since = select(Switch.outage_since).where(Switch.paused_at.is_(None), tried_lately).scalar_subquery()
-    return (ANY_PRIORITY, Email.next_attempt_at <= limit, since <= limit)
+    held_up = select(Email.id).where(PENDING, ANY_PRIORITY, Email.next_attempt_at <= limit, since <= limit)
+    return held_up.order_by(Email.priority, Email.next_attempt_at, Email.id)
 
 
-def _bury_pending(swept: Swept, reason: Reason, error: str, condition: tuple[Any, ...], connection: Connection) -> int:
-    some = select(Email.id).where(PENDING, *condition).order_by(Email.id).limit(CHUNK).with_for_update(skip_locked=True)
-    failed = moves.fail_waiting(connection, select(some.cte("some").c.id), reason, error)
+def _bury_pending(swept: Swept, reason: Reason, error: str, found: Select[int], connection: Connection) -> int:
+    some = found.limit(CHUNK).with_for_update(skip_locked=True).cte("some")
+    failed = moves.fail_waiting(connection, select(some.c.id), reason, error)
     swept.buried += [(one.email_id, one.reason) for one in failed]
     return len(failed)
 
 
-def _roll_up_hour(connection: Connection) -> bool:
-    """Count one closed hour into the counters; False when none is closed, or another sweep did it first."""
-    switch = connection.execute(select(Switch.rolled_up_to, db_in(-SETTLED_SECONDS).label("settled"))).one()
-    start, end = switch.rolled_up_to, switch.rolled_up_to + HOUR
-    if end > switch.settled:
-        return False
-    taken = connection.execute(update(Switch).where(Switch.rolled_up_to == start).values(rolled_up_to=end))
-    if taken.rowcount == 0:
-        return False
-    for kind, statement in _countable(start, end).items():
-        value = connection.execute(statement).scalar_one()
-        if value:
-            add_to_counter(connection, kind, value, start)
-    return True
-
-
-def _countable(start: datetime, end: datetime) -> dict[Kind, Select[int]]:
-    is_sent = has_status(Status.SENT)
-    return {
-        "received": select(func.count(Email.id)).where(Email.received_at >= start, Email.received_at < end),
-        "sent": select(func.count(Email.id)).where(is_sent, Email.sent_at >= start, Email.sent_at < end),
-        "failed_attempts": select(func.count(Attempt.id)).where(Attempt.at >= start, Attempt.at < end),
-    }
-
-
 def _scrub_old(connection: Connection, config: Config) -> int:
     old = (Email.final_at <= db_in(-config.body_retention_seconds), Email.scrubbed_at.is_(None))
-    some = select(Email.id).where(*old).limit(CHUNK).with_for_update(skip_locked=True)
+    some = select(Email.id).where(*old).order_by(Email.final_at).limit(CHUNK).with_for_update(skip_locked=True)
     ids = connection.execute(some).scalars().all()
     scrub(connection, ids)
     return len(ids)
@@ -215,18 +194,22 @@ _PURGED: dict[Status, Kind] = {Status.CANCELLED: "purged_cancelled", Status.FAIL
 
 
 def _purge(connection: Connection, config: Config) -> int:
-    """Delete final rows; what only they could tell (roll-ups are done for their hours) goes into the counters."""
-    limit = db_in(-config.email_retention_days * 86400)
-    rolled_up = select(Switch.rolled_up_to).scalar_subquery()
+    """Delete final rows of which everything is rolled up; whoever counts rows has to know how many are gone."""
+    mail, letters, _ = read_marks(connection)
+    if letters is None:
+        return 0
+    limit, counted = db_in(-config.email_retention_days * 86400), min(mail, letters)
+    # A letter is resolved a moment after its e-mail became final.
+    uncounted = select(DeadLetter.email).where(DeadLetter.resolved_at >= counted)
     old = (
-        Email.received_at <= limit, Email.final_at <= limit, Email.received_at < rolled_up, Email.final_at < rolled_up,
+        Email.received_at <= limit, Email.final_at <= limit, Email.received_at < counted, Email.final_at < counted,
+        Email.id.not_in(uncounted),
     )  # fmt: skip
     some = select(Email.id, Email.status).where(*old).order_by(Email.received_at).limit(CHUNK)
     rows = connection.execute(some.with_for_update(skip_locked=True)).all()
     connection.execute(delete(Email).where(Email.id.in_([row.id for row in rows])))
-    start = connection.execute(select(Switch.rolled_up_to)).scalar_one()
     for status, kind in _PURGED.items():
         count = sum(row.status == status for row in rows)
         if count:
-            add_to_counter(connection, kind, count, start)
+            add_to_counter(connection, kind, count)
     return len(rows)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from emailsvc.db.snapshots import snapshot as snapshot
 from emailsvc.reports.delivery import delivery_state as delivery_state
 from emailsvc.reports.emails import email as email
 from emailsvc.reports.emails import lookup as lookup
+from emailsvc.reports.invariant import glance as glance
 from emailsvc.reports.invariant import violations as violations
 from emailsvc.reports.letters import dead_letter as dead_letter
 from emailsvc.reports.letters import dead_letters as dead_letters
 from emailsvc.reports.ready import MIN_FREE_BYTES as MIN_FREE_BYTES
 from emailsvc.reports.ready import disk_is_full as disk_is_full
 from emailsvc.reports.ready import readiness as readiness
-from emailsvc.reports.snapshots import snapshot as snapshot
 from emailsvc.reports.totals import stats as stats

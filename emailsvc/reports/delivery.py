@@ -6,8 +6,8 @@ from sqlalchemy import Connection, Engine, select
 
 from emailsvc.clock import isoformat
 from emailsvc.db.models import Switch
+from emailsvc.db.snapshots import snapshot
 from emailsvc.reports.answers import Delivery
-from emailsvc.reports.snapshots import snapshot
 from emailsvc.vocabulary import DeliveryState
 
 

@@ -12,9 +12,9 @@ from sqlalchemy import Connection, Engine, Row, select
 
 from emailsvc.clock import isoformat
 from emailsvc.db.models import PRIORITIES, Attempt, DeadLetter, Email
+from emailsvc.db.snapshots import snapshot
 from emailsvc.errors import NotFound
 from emailsvc.reports.answers import EmailAnswer, EmailSummary, Event, LookupAnswer
-from emailsvc.reports.snapshots import snapshot
 from emailsvc.vocabulary import EventName, Reason, Status
 
 _PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}

@@ -11,9 +11,9 @@ from sqlalchemy import ColumnElement, Engine, Row, select, tuple_
 
 from emailsvc.clock import isoformat
 from emailsvc.db.models import DeadLetter, Email
+from emailsvc.db.snapshots import snapshot
 from emailsvc.errors import InvalidPayload, NotFound
 from emailsvc.reports import answers
-from emailsvc.reports.snapshots import snapshot
 from emailsvc.vocabulary import Reason, Resolution
 
 EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)

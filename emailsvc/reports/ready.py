@@ -9,8 +9,8 @@ from sqlalchemy import Engine, select
 
 from emailsvc.db import schema
 from emailsvc.db.models import Worker
+from emailsvc.db.snapshots import snapshot
 from emailsvc.db.sqltime import db_in
-from emailsvc.reports.snapshots import snapshot
 from emailsvc.reports.totals import seconds_due
 from emailsvc.settings.config import Config
 

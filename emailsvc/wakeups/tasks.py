@@ -176,8 +176,16 @@ class Crew:
                 self.in_doubt.settle(self.engine)  # threads that are all busy do not look
             except SQLAlchemyError as exc:
                 log.warning("heartbeat_failed", extra={"fields": {"worker": self.name, "error": brief(exc)}})
+            else:
+                self._roll_up()
             if self.stopping.wait(HEARTBEAT_SECONDS):
                 return
+
+    def _roll_up(self) -> None:
+        try:
+            outbox.roll_up(self.engine)
+        except SQLAlchemyError as exc:
+            log.error("repair_failed", extra={"fields": {"step": "roll-up", "error": brief(exc)}})
 
 
 def _within(seconds: float, *acts: Callable[[], None]) -> None:
@@ -193,7 +201,7 @@ def _within(seconds: float, *acts: Callable[[], None]) -> None:
 def run_sweep(
     config: Config, engine: Engine, locks: Locks, wake: Callable[[], None], stopping: threading.Event
 ) -> None:
-    """Repairs under one lock, retention under another; then the invariant."""
+    """Repairs under one lock, retention under another; then a part of the invariant."""
     with locks.hold("sweep", max(5.0, config.sweep_seconds)) as held:
         if not held:
             return
@@ -209,7 +217,7 @@ def run_sweep(
 
 def _check_invariant(config: Config, engine: Engine) -> None:
     try:
-        for violation in reports.violations(engine, config):
+        for violation in reports.glance(engine, config):
             log.error("invariant_broken", extra={"fields": {"what": violation}})
     except SQLAlchemyError as exc:
         log.error("repair_failed", extra={"fields": {"step": "invariant", "error": brief(exc)}})

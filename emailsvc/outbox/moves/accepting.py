@@ -27,9 +27,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 
 from emailsvc.db import direct
+from emailsvc.db.counts import Kind
 from emailsvc.db.models import Email, status_literal
 from emailsvc.db.sqltime import UtcDateTime, db_now
-from emailsvc.outbox.counters import Kind, add_to_counter, adding, any_shard
+from emailsvc.outbox.counters import add_to_counter, adding, any_shard
 from emailsvc.vocabulary import Status
 
 Row = Mapping[str, Any]

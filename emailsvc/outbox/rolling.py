@@ -1,0 +1,114 @@
+"""Rolling up: what rows tell is added to the counter of its hour, and the hours before last to a total.
+
+A moment is passed only when whatever was written before it is visible. On PostgreSQL a transaction that hangs in its
+commit is not, however long it takes: none is passed that began earlier and writes. A statement that has not written
+yet ends within ten seconds. SQLite has one writer, and that is the roll-up itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, Engine, select, text, update
+from sqlalchemy import func as sql
+from sqlalchemy.orm import InstrumentedAttribute
+
+from emailsvc.db.counts import LETTERS, MAIL, TOTALS, Countable, Kind, Marks, differences, read_marks
+from emailsvc.db.models import Counter, Switch
+from emailsvc.db.snapshots import snapshot
+from emailsvc.db.sqltime import UtcDateTime, db_in
+from emailsvc.outbox.counters import add_to_counter, add_to_total
+from emailsvc.outbox.transaction import in_transaction
+
+log = logging.getLogger("emailsvc.outbox")
+
+SETTLED_SECONDS = 15.0
+HIDDEN_SECONDS = 300.0
+"""Settled by time alone, where a session that writes does not show since when: one of another role, for example."""
+
+MIN_STEP_SECONDS = 5.0
+"""All worker processes roll up; one of them is enough."""
+
+HOUR = timedelta(hours=1)
+
+_SETTLED = text("""
+SELECT least(min(xact_start), statement_timestamp() - make_interval(secs =>
+    CASE WHEN count(*) > count(xact_start) THEN CAST(:hidden AS float) ELSE CAST(:settled AS float) END)) AS settled
+FROM pg_stat_activity WHERE datname = current_database() AND backend_xid IS NOT NULL AND usesysid IS NOT NULL
+""").columns(settled=UtcDateTime)
+
+
+def roll_up(engine: Engine) -> None:
+    """Move both marks to where everything is settled. Safe to run at once, also beside the steps of an hour that a
+    release before 0003 takes from wherever ``rolled_up_to`` is. Raises the database's errors."""
+    for mark, kinds in ((Switch.rolled_up_to, MAIL), (Switch.letters_rolled_up_to, LETTERS)):
+        while in_transaction(engine, partial(_step, mark=mark, kinds=kinds)):
+            pass
+
+
+def settled_until(connection: Connection) -> datetime:
+    """To be asked before what is counted is read, and once in a transaction: PostgreSQL remembers the answer."""
+    if connection.dialect.name == "sqlite":
+        return connection.execute(select(db_in(-SETTLED_SECONDS))).scalar_one()
+    until: datetime = connection.execute(_SETTLED, {"settled": SETTLED_SECONDS, "hidden": HIDDEN_SECONDS}).scalar_one()
+    return until
+
+
+def _step(connection: Connection, mark: InstrumentedAttribute[Any], kinds: Mapping[Kind, Countable]) -> bool:
+    """Count up to the end of one hour at most; True when there is more to count."""
+    settled, start = settled_until(connection), connection.execute(select(mark)).scalar_one()
+    if start is None or (settled - start).total_seconds() < MIN_STEP_SECONDS:
+        return False
+    hour = hour_of(start)
+    end = min(settled, hour + HOUR)
+    counts = {kind: connection.execute(what.since(start, end)).scalar_one() for kind, what in kinds.items()}
+    moved = connection.execute(update(Switch).where(mark == start).values({mark: end}))
+    if moved.rowcount == 0:  # another worker counted it
+        return False
+    for kind, value in counts.items():
+        if value:
+            add_to_counter(connection, kind, value, hour)
+    return end < settled
+
+
+def hour_of(moment: datetime) -> datetime:
+    return moment.replace(minute=0, second=0, microsecond=0)
+
+
+def close_hours(engine: Engine) -> None:
+    """Once an hour: sum up the hours before last, of which no transaction is left, and compare the counters with the
+    rows. Where they differ they are corrected, and that is an error; after an upgrade it is how they begin.
+    """
+    with engine.begin() as connection:
+        settled = settled_until(connection)
+    with snapshot(engine) as connection:
+        marks = read_marks(connection)
+        closed = hour_of(marks.mail) - HOUR
+        if marks.totals is not None and closed <= marks.totals:
+            return
+        after = Marks(marks.mail, marks.letters or settled, closed)
+        lacking = differences(connection, after._replace(totals=marks.totals))
+    closing = partial(_close, before=marks, after=after, lacking=lacking)
+    if in_transaction(engine, closing) and lacking and marks.letters is not None:
+        log.error("counters_corrected", extra={"fields": dict(lacking)})
+
+
+def _close(connection: Connection, before: Marks, after: Marks, lacking: Mapping[Kind, int]) -> bool:
+    values = {"letters_rolled_up_to": after.letters, "totals_up_to": after.totals}
+    guard = Switch.totals_up_to.is_not_distinct_from(before.totals)
+    if before.letters is not None:
+        values.pop("letters_rolled_up_to")
+    if connection.execute(update(Switch).where(guard).values(values)).rowcount == 0:
+        return False
+    kinds = select(Counter.kind, sql.sum(Counter.value)).group_by(Counter.kind)
+    start = Counter.hour > TOTALS if before.totals is None else Counter.hour >= before.totals
+    closed = kinds.where(start, Counter.hour < after.totals).order_by(Counter.kind)
+    for kind, value in connection.execute(closed).all():
+        add_to_total(connection, kind, int(value))
+    for kind, lack in lacking.items():
+        add_to_counter(connection, kind, lack)
+    return True
