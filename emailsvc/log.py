@@ -94,6 +94,8 @@ class TextFormatter(logging.Formatter):
 
     @staticmethod
     def _line(text: str) -> str:
+        if text.isprintable():
+            return text
         return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
@@ -118,6 +120,9 @@ def configure(config: Config) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(config.log_level)
+    # What no format shows is not looked up for every line (the logging manual's "Optimization"). gunicorn's shows the pid.
+    logging._srcfile = None
+    logging.logThreads = logging.logMultiprocessing = False
     # A line per popped task says nothing about an e-mail.
     for noisy in ("huey", "huey.consumer", "alembic", "werkzeug"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -262,8 +262,10 @@ def _attachment_print(attachment: Attachment) -> dict[str, str]:
 
 def _size(payload: EmailPayload) -> int:
     """What goes over the wire, or a little more: building the message to know it would cost too much here."""
-    texts = sum(_encoded(text.encode()) for text in (payload.body, payload.html or ""))
-    headers = sum(_encoded(text.encode()) for text in (payload.subject, *(payload.headers or {}).values()))
+    texts = _encoded(payload.body.encode()) + (_encoded(payload.html.encode()) if payload.html else 0)
+    headers = _encoded(payload.subject.encode())
+    if payload.headers:
+        headers += sum(_encoded(text.encode()) for text in payload.headers.values())
     attachments = sum(PART_BYTES + _in_base64(len(each.content)) for each in payload.attachments or ())
     return ENVELOPE_BYTES + texts + headers * 5 // 4 + attachments  # a header is cut into words of 75 bytes
 

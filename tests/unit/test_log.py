@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,12 +167,18 @@ def test_a_masked_address_shows_the_domain_and_no_person(address: str | None, ma
     assert mask(address) == masked
 
 
+LOOKED_UP = ("_srcfile", "logThreads", "logMultiprocessing")
+
+
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
     """The root logger, put back as it was: ``configure`` is meant for a process of our own."""
     loggers = [logging.getLogger(name) for name in ("", "huey", "alembic", "werkzeug")]
     levels, handlers = [logger.level for logger in loggers], loggers[0].handlers[:]
+    looked_up = {name: getattr(logging, name) for name in LOOKED_UP}
     yield loggers[0]
+    for name, value in looked_up.items():
+        setattr(logging, name, value)
     loggers[0].handlers[:] = handlers
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
@@ -189,6 +196,17 @@ def test_a_process_logs_to_standard_error_in_one_format(
     log.configure(load({"LOG_FORMAT": "text"}, tmp_path))
     logging.getLogger("emailsvc.web").warning("access_denied", extra={"fields": {"code": "bad_token"}})
     assert capsys.readouterr().err.endswith(" WARNING access_denied code=bad_token\n")
+
+
+def test_what_no_line_shows_is_not_looked_up(root: logging.Logger, tmp_path: Path) -> None:
+    """It took longer than the rest of a line, and there is a line for every e-mail of a batch."""
+    log.configure(load({}, tmp_path))
+    seen: list[logging.LogRecord] = []
+    root.handlers[0].emit = seen.append  # type: ignore[method-assign]
+    logging.getLogger("emailsvc.web").info("accepted", extra={"fields": {"email_id": "m-1"}})
+    (record,) = seen
+    assert (record.threadName, record.processName, record.lineno) == (None, None, 0)
+    assert record.process == os.getpid(), "gunicorn's own lines show it"
 
 
 def test_the_least_level_is_configured_and_the_chatter_of_libraries_stays_out(
