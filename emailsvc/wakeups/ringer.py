@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-PAUSE_SECONDS = 0.005
+PAUSE_SECONDS = 0.002
 """After a ring: what falls into it is rung for at its end, once for all."""
 
 

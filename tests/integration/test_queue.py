@@ -21,7 +21,7 @@ from huey.exceptions import CancelExecution
 
 from emailsvc.settings import config
 from emailsvc.wakeups.lookout import Lookout
-from emailsvc.wakeups.queue import ENOUGH_WAITING, SILENT_SECONDS, GracefulConsumer, build, redis_client
+from emailsvc.wakeups.queue import ENOUGH_WAITING, SILENT_SECONDS, SOCKET_SECONDS, GracefulConsumer, build, redis_client
 from tests.servers import Redis, wait_for
 
 BOUNDED_SECONDS = 2.0
@@ -243,6 +243,16 @@ def test_a_hanging_redis_holds_nobody_up(own: Bench, own_redis: Redis) -> None:
     own_redis.thaw()
     assert first < BOUNDED_SECONDS
     assert second < 0.5
+
+
+def test_who_asks_for_a_ring_soon_does_not_wait_for_redis(own: Bench, own_redis: Redis) -> None:
+    own_redis.freeze()
+    began = time.monotonic()
+    own.queue.wake_soon()
+    took = time.monotonic() - began
+    own_redis.thaw()
+    assert took < SOCKET_SECONDS / 2
+    wait_for(lambda: own.queue.wake_soon() or own.waiting, SILENT_SECONDS + 5, "a ring")
 
 
 def test_a_redis_that_never_answered_holds_nobody_up(own: Bench, own_redis: Redis) -> None:
