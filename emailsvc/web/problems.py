@@ -20,6 +20,12 @@ log = logging.getLogger("emailsvc.web")
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 5
 
+_ON_EVERY_ANSWER = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+}
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
 
 
@@ -45,10 +51,10 @@ def problem(
 
 def harden(response: Response) -> Response:
     """What every answer carries: it is about somebody's e-mail, so nothing caches, frames or guesses it."""
-    response.headers.setdefault("Cache-Control", "no-store")
-    response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Referrer-Policy"] = "same-origin"
+    present = set(response.headers.keys(lower=True))
+    for name, value in _ON_EVERY_ANSWER.items():
+        if name.lower() not in present:
+            response.headers.add(name, value)
     return response
 
 

@@ -23,7 +23,8 @@ def body() -> bytes:
     """
     try:
         raw = request.get_data()
-        cut = _is_cut(len(raw))
+        announced = request.content_length
+        cut = announced is None and _is_cut(len(raw))
     except HTTPException:
         raise
     except Exception as exc:  # the server's own classes: a broken chunk, a connection that went away
@@ -31,7 +32,7 @@ def body() -> bytes:
     if cut:
         raise RequestEntityTooLarge
     # Behind a server that ends the stream itself, Werkzeug takes what came for all there is.
-    if request.content_length is not None and len(raw) < request.content_length:
+    if announced is not None and len(raw) < announced:
         raise ServiceError(400, "incomplete_body", "The body ended before its announced length.")
     return raw
 
@@ -39,9 +40,7 @@ def body() -> bytes:
 def _is_cut(length: int) -> bool:
     """Of a body without an announced length Werkzeug reads what is allowed, and does not look for more."""
     limit = request.max_content_length
-    if limit is None or length < limit or request.content_length is not None:
-        return False
-    return bool(request.environ["wsgi.input"].read(1))
+    return limit is not None and length >= limit and bool(request.environ["wsgi.input"].read(1))
 
 
 def json_body() -> bytes:
