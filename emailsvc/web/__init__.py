@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Flask
@@ -13,6 +14,14 @@ from emailsvc.web import auth, deadletters, delivery, emails, health, openapi, p
 from emailsvc.web.contract import CONVERTERS
 
 BLUEPRINTS = tuple(module.blueprint for module in (webhook, emails, stats, deadletters, delivery, health, openapi))
+ON_EVERY_ANSWER = {
+    "cache-control": ("Cache-Control", "no-store"),
+    "content-security-policy": ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+    "x-content-type-options": ("X-Content-Type-Options", "nosniff"),
+    "referrer-policy": ("Referrer-Policy", "same-origin"),
+}
+"""It is about somebody's e-mail, so nothing caches, frames or guesses it."""
+
 ROUTES = tuple(route for blueprint in BLUEPRINTS for route in blueprint.table)
 
 
@@ -21,11 +30,10 @@ def register(app: Flask) -> None:
     app.url_map.merge_slashes = False  # "a//b" is an e-mail id of its own
     app.url_map.converters |= CONVERTERS
     app.before_request(auth.refuse_strangers)
-    app.after_request(problems.harden)
     problems.register(app)
     for blueprint in BLUEPRINTS:
         app.register_blueprint(blueprint)
-    app.wsgi_app = _prompt(app.wsgi_app)  # type: ignore[method-assign, assignment]
+    app.wsgi_app = _prompt(_hardened(app.wsgi_app))  # type: ignore[method-assign, assignment]
 
 
 def _prompt(serve: WSGIApplication) -> WSGIApplication:
@@ -39,3 +47,17 @@ def _prompt(serve: WSGIApplication) -> WSGIApplication:
             return serve(environ, start_response)
 
     return serve_promptly
+
+
+def _hardened(serve: WSGIApplication) -> WSGIApplication:
+    """Adds ``ON_EVERY_ANSWER``, but for what the view has set; on Flask's headers it would take ten times as long."""
+
+    def serve_hardened(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        def start(status: str, headers: list[tuple[str, str]], *failure: Any) -> Any:
+            present = {name.lower() for name, _ in headers}
+            missing = [header for name, header in ON_EVERY_ANSWER.items() if name not in present]
+            return start_response(status, headers + missing, *failure)
+
+        return serve(environ, start)
+
+    return serve_hardened

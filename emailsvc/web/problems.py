@@ -20,12 +20,6 @@ log = logging.getLogger("emailsvc.web")
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 5
 
-_ON_EVERY_ANSWER = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-}
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
 
 
@@ -46,15 +40,6 @@ def problem(
     response = Response(msgspec.json.encode(document) + b"\n", status, mimetype=MEDIA_TYPE)
     if status == 503:
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    return response
-
-
-def harden(response: Response) -> Response:
-    """What every answer carries: it is about somebody's e-mail, so nothing caches, frames or guesses it."""
-    present = set(response.headers.keys(lower=True))
-    for name, value in _ON_EVERY_ANSWER.items():
-        if name.lower() not in present:
-            response.headers.add(name, value)
     return response
 
 
