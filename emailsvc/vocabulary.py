@@ -41,6 +41,13 @@ class Priority(enum.StrEnum):
     LOW = "low"
 
 
+class Order(enum.StrEnum):
+    """In which e-mails are listed."""
+
+    NEWEST = "newest"
+    DUE = "due"  # the longest overdue first
+
+
 class OnUncertain(enum.StrEnum):
     """What becomes of an e-mail when nobody knows whether the mail server took it."""
 

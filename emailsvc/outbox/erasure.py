@@ -8,8 +8,8 @@ from functools import partial
 from sqlalchemy import Engine, Select, func, select, update
 from sqlalchemy.engine import Connection
 
+from emailsvc.db.filters import is_for
 from emailsvc.db.models import Email, has_status
-from emailsvc.intake import addresses
 from emailsvc.outbox import moves
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.vocabulary import Status
@@ -29,10 +29,9 @@ def erase(engine: Engine, address: str, progress: Callable[[int], None] = lambda
     the total after each.
     """
     (newest,) = _read(engine, select(func.coalesce(func.max(Email.id), 0)))
-    theirs = func.lower(Email.recipient).in_([func.lower(one) for one in addresses.spellings(address)])
     total = 0
     # An erased row has no recipient and one in hand is marked, so that none is found again.
-    found = select(Email.id).where(theirs, ~Email.erase_requested, Email.id <= newest).limit(PAGE)
+    found = select(Email.id).where(is_for(address), ~Email.erase_requested, Email.id <= newest).limit(PAGE)
     while ids := _read(engine, found):
         for some in _chunks(ids):
             total += in_transaction(engine, partial(_erase_some, some=some))

@@ -13,4 +13,5 @@ from emailsvc.reports.letters import dead_letters as dead_letters
 from emailsvc.reports.ready import MIN_FREE_BYTES as MIN_FREE_BYTES
 from emailsvc.reports.ready import disk_is_full as disk_is_full
 from emailsvc.reports.ready import readiness as readiness
+from emailsvc.reports.searching import search as search
 from emailsvc.reports.totals import stats as stats

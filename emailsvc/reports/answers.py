@@ -12,6 +12,9 @@ from emailsvc.vocabulary import DeliveryState, EventName, Priority, Reason, Reso
 CURSOR = "^([0-9]{1,17})~([0-9]{1,18})$"
 """A time in microseconds since 1970 and an id: digits, for in a query a + would come back as a blank."""
 
+SEARCH_CURSOR = "^([0-9]{1,18})~([0-9]{1,18})~([0-9a-f]{12})$"
+"""The same, and what tells the search that it is of."""
+
 DeadLetterId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0)]
 
@@ -43,8 +46,12 @@ class Stats(Totals):
 
 
 class DeadLetter(msgspec.Struct):
+    """``user`` and ``subject`` are null once they were erased or scrubbed."""
+
     id: DeadLetterId
     email_id: str
+    user: str | None
+    subject: str | None
     reason: Reason
     error: str
     attempts: Count
@@ -59,7 +66,11 @@ class DeadLetterPage(msgspec.Struct):
 
 
 class EmailSummary(msgspec.Struct):
+    """``user`` and ``subject`` are null once they were erased or scrubbed."""
+
     email_id: str
+    user: str | None
+    subject: str | None
     state: Status
     attempts: Count
     duplicates: Count
@@ -92,6 +103,11 @@ class Event(msgspec.Struct):
 
 class EmailAnswer(EmailSummary):
     timeline: list[Event]
+
+
+class EmailPage(msgspec.Struct):
+    emails: list[EmailSummary]
+    next_cursor: str | None
 
 
 class LookupAnswer(msgspec.Struct):

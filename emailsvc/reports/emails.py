@@ -19,34 +19,36 @@ from emailsvc.vocabulary import EventName, Reason, Status
 
 _PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
 
-_SUMMARY = select(
-    Email.id, Email.email_id, Email.status, Email.attempts, Email.duplicates, Email.mismatches, Email.priority,
-    Email.message_id, Email.received_at, Email.sent_at, Email.final_at, Email.next_attempt_at, Email.send_at,
-    Email.expires_at, Email.last_error, Email.scrubbed_at,
+SUMMARY = select(
+    Email.id, Email.email_id, Email.recipient, Email.subject, Email.status, Email.attempts, Email.duplicates,
+    Email.mismatches, Email.priority, Email.message_id, Email.received_at, Email.sent_at, Email.final_at,
+    Email.next_attempt_at, Email.send_at, Email.expires_at, Email.last_error, Email.scrubbed_at,
 )  # fmt: skip
 
 
 def email(engine: Engine, email_id: str) -> EmailAnswer:
     """One e-mail and its timeline. Raises NotFound."""
     with snapshot(engine) as connection:
-        row = connection.execute(_SUMMARY.where(Email.email_id == email_id)).first()
+        row = connection.execute(SUMMARY.where(Email.email_id == email_id)).first()
         if row is None:
             raise NotFound(f"There is no e-mail with the id {email_id!r}.")
-        return EmailAnswer(**asdict(_summary(row)), timeline=_timeline(connection, row))
+        return EmailAnswer(**asdict(summary(row)), timeline=_timeline(connection, row))
 
 
 def lookup(engine: Engine, email_ids: Sequence[str]) -> LookupAnswer:
     """Those that exist, in the order asked for, and the ids that do not."""
     with snapshot(engine) as connection:
-        rows = connection.execute(_SUMMARY.where(Email.email_id.in_(set(email_ids))))
-        found = {row.email_id: _summary(row) for row in rows}
+        rows = connection.execute(SUMMARY.where(Email.email_id.in_(set(email_ids))))
+        found = {row.email_id: summary(row) for row in rows}
     wanted = dict.fromkeys(email_ids)
     return LookupAnswer([found[i] for i in wanted if i in found], [i for i in wanted if i not in found])
 
 
-def _summary(row: Row[*tuple[Any, ...]]) -> EmailSummary:
+def summary(row: Row[*tuple[Any, ...]]) -> EmailSummary:
     return EmailSummary(
         email_id=row.email_id,
+        user=row.recipient,
+        subject=row.subject,
         state=Status(row.status),
         attempts=row.attempts,
         duplicates=row.duplicates,

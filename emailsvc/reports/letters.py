@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, Row, select, tuple_
 
-from emailsvc.clock import isoformat
+from emailsvc.clock import EPOCH, MICROSECOND, isoformat
 from emailsvc.db.models import DeadLetter, Email
 from emailsvc.db.snapshots import snapshot
 from emailsvc.errors import InvalidPayload, NotFound
 from emailsvc.reports import answers
 from emailsvc.vocabulary import Reason, Resolution
 
-EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
-
-_LETTERS = select(DeadLetter, Email.email_id).join(Email, Email.id == DeadLetter.email)
+_LETTERS = select(DeadLetter, Email.email_id, Email.recipient, Email.subject).join(Email, Email.id == DeadLetter.email)
 
 
 def dead_letters(
@@ -77,6 +75,8 @@ def _letter(row: Row[*tuple[Any, ...]]) -> answers.DeadLetter:
     return answers.DeadLetter(
         id=row.id,
         email_id=row.email_id,
+        user=row.recipient,
+        subject=row.subject,
         reason=Reason(row.reason),
         error=row.error,
         attempts=row.attempts,

@@ -8,16 +8,24 @@ import msgspec
 from msgspec import Meta
 
 from emailsvc.intake.addresses import ONE_LINE
+from emailsvc.intake.filters import EmailFilter
 from emailsvc.intake.payload import EmailId, Moment
-from emailsvc.reports.answers import CURSOR, Count, DeadLetterId
-from emailsvc.vocabulary import Reason, Resolution, Status
+from emailsvc.reports.answers import CURSOR, SEARCH_CURSOR, Count, DeadLetterId
+from emailsvc.vocabulary import Order, Reason, Resolution, Status
 
 # To JSON Schema 1000.0 is an integer, and some clients' libraries write it so.
 WholeNumber = Annotated[float, Meta(ge=1, le=10_000, multiple_of=1, extra_json_schema={"type": "integer"})]
-
+PageSize = Annotated[float, Meta(ge=1, le=200, multiple_of=1, extra_json_schema={"type": "integer"})]
 
 # Its pattern is checked where it is read, which can say what it should be.
 Cursor = Annotated[str, Meta(extra_json_schema={"pattern": CURSOR}, description="`next_cursor` of the page before.")]
+SearchCursor = Annotated[
+    str,
+    Meta(
+        extra_json_schema={"pattern": SEARCH_CURSOR},
+        description="`next_cursor` of the same search.",
+    ),
+]
 
 
 class Problem(msgspec.Struct, omit_defaults=True):
@@ -63,6 +71,12 @@ class BatchAnswer(msgspec.Struct):
 
 class LookupRequest(msgspec.Struct, forbid_unknown_fields=True):
     email_ids: Annotated[list[EmailId], Meta(max_length=1000)]
+
+
+class SearchRequest(EmailFilter, frozen=True, forbid_unknown_fields=True):
+    order: Order = Order.NEWEST
+    limit: PageSize = 50
+    cursor: SearchCursor | None = None
 
 
 class CancelAnswer(msgspec.Struct):

@@ -9,8 +9,8 @@ from flask import Response
 from emailsvc import outbox, reports
 from emailsvc.context import service
 from emailsvc.intake import addresses
-from emailsvc.reports.answers import EmailAnswer, LookupAnswer
-from emailsvc.web.answers import CancelAnswer, LookupRequest
+from emailsvc.reports.answers import EmailAnswer, EmailPage, LookupAnswer
+from emailsvc.web.answers import CancelAnswer, LookupRequest, SearchRequest
 from emailsvc.web.contract import Routes
 
 log = logging.getLogger("emailsvc.web")
@@ -24,7 +24,8 @@ def show(email_id: str) -> EmailAnswer:
 
 
 @blueprint.route("/emails/lookup", methods=["OPTIONS"])
-def lookup_options() -> Response:
+@blueprint.route("/emails/search", methods=["OPTIONS"])
+def post_options() -> Response:
     """Without it the answer would name the methods of an e-mail whose id is "lookup" as well."""
     return Response(headers={"Allow": "OPTIONS, POST"})
 
@@ -34,6 +35,11 @@ def lookup(body: LookupRequest) -> LookupAnswer:
     for index, email_id in enumerate(body.email_ids):
         addresses.one_line(email_id, f"email_ids[{index}]")
     return reports.lookup(service().engine, body.email_ids)
+
+
+@blueprint.declare("POST", "/emails/search", "operator", "Find e-mails, newest or longest overdue first")
+def search(body: SearchRequest) -> EmailPage:
+    return reports.search(service().engine, body, order=body.order, limit=int(body.limit), cursor=body.cursor)
 
 
 @blueprint.declare(

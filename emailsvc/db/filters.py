@@ -1,0 +1,43 @@
+"""A filter as conditions of a statement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import ColumnElement, func, literal_column
+
+from emailsvc.db.models import PRIORITIES, Email, status_literal
+from emailsvc.intake import addresses
+from emailsvc.intake.filters import EmailFilter
+from emailsvc.intake.payload import in_utc
+from emailsvc.vocabulary import Priority, Status
+
+
+def is_for(address: str) -> ColumnElement[bool]:
+    """In whatever spelling the recipient was given; the index on the recipient is used."""
+    return func.lower(Email.recipient).in_([func.lower(one) for one in addresses.spellings(address)])
+
+
+def has_priority(priority: Priority) -> ColumnElement[bool]:
+    return Email.priority == literal_column(str(PRIORITIES[priority]))
+
+
+def in_time(wanted: EmailFilter, of: Any = Email) -> Iterator[ColumnElement[bool]]:
+    """``of``: the table, or columns of it by their names."""
+    at = of.sent_at if wanted.state is Status.SENT else of.received_at
+    if wanted.since is not None:
+        yield at >= in_utc(wanted.since)
+    if wanted.until is not None:
+        yield at < in_utc(wanted.until)
+
+
+def matches(wanted: EmailFilter, of: Any = Email) -> Iterator[ColumnElement[bool]]:
+    """All but the recipient."""
+    yield from in_time(wanted, of)
+    if wanted.state is not None:
+        yield of.status == status_literal(wanted.state)
+    if wanted.error is not None:
+        yield of.last_error.icontains(wanted.error, autoescape=True)
+    if wanted.priority is not None:
+        yield of.priority == PRIORITIES[wanted.priority]

@@ -1,0 +1,52 @@
+"""Which e-mails an operator means."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from emailsvc.errors import InvalidPayload
+from emailsvc.intake import addresses
+from emailsvc.intake.payload import Address, Moment
+from emailsvc.vocabulary import Priority, Status
+
+MAX_CONTAINED = 200
+
+Contained = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=MAX_CONTAINED,
+        description="A part of the last error, in capitals or not.",
+        extra_json_schema={"pattern": addresses.ONE_LINE},
+    ),
+]
+
+
+class EmailFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that is given must hold. Times are when it was received, or, with the state `sent`, when it was sent."""
+
+    user: Address | None = None
+    state: Status | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    error: Contained | None = None
+    priority: Priority | None = None
+
+    def check(self) -> None:
+        """Raises InvalidPayload for what the declarations cannot say."""
+        if self.user is not None:
+            addresses.address(self.user, "user")
+        if self.since is not None and self.until is not None and self.until <= self.since:
+            raise InvalidPayload("invalid_field", "until must be later than since.", "until")
+        if self.error is not None:
+            addresses.one_line(self.error, "error")
+            self._goes_only_with(Status.FAILED, "error")
+        if self.priority is not None:
+            self._goes_only_with(Status.PENDING, "priority")
+
+    def _goes_only_with(self, state: Status, field: str) -> None:
+        if self.state is not state:
+            raise InvalidPayload("invalid_field", f"{field} goes only with the state {state}.", field)
