@@ -100,6 +100,8 @@ class Email(Base):
     )  # sent, cancelled, discarded: retention counts from it
     scrubbed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     last_error: Mapped[str | None] = mapped_column(Text)
+    reply: Mapped[str | None] = mapped_column(Text)  # to the final dot of what was sent; NULL before 0004
+    conversation_seconds: Mapped[float | None] = mapped_column(Float)  # of the one it was sent in
 
     __table_args__ = (
         UniqueConstraint("email_id", name="uq_emails_email_id"),

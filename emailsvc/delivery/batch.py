@@ -146,7 +146,7 @@ class Batch:
         def write(result: Result) -> Recorded:
             self.gate_seen = monotonic()  # what it tells of the switch is at least as new
             if result.outcome is Outcome.SENT and not self.claim.probe:
-                recorded = self.drain.sent_together.record(row, self.claim.token)
+                recorded = self.drain.sent_together.record(row, self.claim.token, result.reply, seconds)
                 if recorded is not None:
                     return recorded
             return outbox.record(

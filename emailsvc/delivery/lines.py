@@ -25,9 +25,8 @@ def log_recorded(row: Claimed, result: Result | None, recorded: Recorded, second
         "code": result and result.code,
         "seconds": round(seconds, 3),
         "retry_in": None if recorded.delay is None else round(recorded.delay, 1),
+        "text": without_addresses(result.reply) if result else "expired",
     }
-    if recorded.state is not Status.SENT:
-        fields["text"] = without_addresses(result.reply) if result else "expired"
     if not recorded.won:
         fields["outcome"] = result.outcome.value if result else "expired"
     level = logging.INFO if event in ("sent", "released") else logging.WARNING

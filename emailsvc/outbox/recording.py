@@ -101,8 +101,8 @@ def expire(engine: Engine, row: Claimed, token: str, config: Config) -> Recorded
     return in_transaction(engine, work)
 
 
-def _sent(hand: Hand, _result: Result) -> Recorded | None:
-    moved = moves.send(hand.connection, hand.row.id, hand.token)
+def _sent(hand: Hand, result: Result) -> Recorded | None:
+    moved = moves.send(hand.connection, hand.row.id, hand.token, result.reply, hand.seconds)
     return moved and Recorded(True, moved.running, Status.SENT)
 
 

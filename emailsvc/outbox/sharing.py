@@ -21,12 +21,12 @@ class SentTogether:
         self._engine = engine
         self._commit = GroupCommit(self._write, lambda _taken: None)
 
-    def record(self, row: Claimed, token: str) -> Recorded | None:
+    def record(self, row: Claimed, token: str, reply: str, seconds: float) -> Recorded | None:
         """Committed when it returns so. None: nothing is known, and ``outbox.record`` finds out, by the token: whether
         the row was locked, its erasure asked for, the database away, or only its reply lost.
         """
         try:
-            running = self._commit(Taken(row.email_id, row.id, token))
+            running = self._commit(Taken(row.email_id, row.id, token, reply, seconds))
         except SQLAlchemyError:
             return None
         return None if running is None else Recorded(True, running, Status.SENT)

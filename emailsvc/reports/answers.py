@@ -88,7 +88,9 @@ class EmailSummary(msgspec.Struct):
 
 
 class Event(msgspec.Struct):
-    """What happened when. An attempt has the server's words and ``started_at``; a dead letter, why; an end, whose."""
+    """What happened when. ``text`` is the server's reply; that to the final dot has the conversation's ``seconds``, the
+    others ``started_at``. A dead letter tells why; an end, whose.
+    """
 
     at: str
     event: EventName
@@ -96,6 +98,7 @@ class Event(msgspec.Struct):
     enhanced: str | UnsetType | None = UNSET
     text: str | UnsetType = UNSET
     started_at: str | UnsetType | None = UNSET
+    seconds: float | UnsetType = UNSET
     reason: Reason | UnsetType = UNSET
     error: str | UnsetType = UNSET
     dead_letter: DeadLetterId | UnsetType = UNSET

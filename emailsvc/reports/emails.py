@@ -71,10 +71,18 @@ def _timeline(connection: Connection, row: Row[*tuple[Any, ...]]) -> list[Event]
     events += _attempts(connection, row.id)
     events += _letters(connection, row.id)
     if row.sent_at is not None and not any(event.event is EventName.DELIVERED for _, event in events):
-        events.append((row.sent_at, Event(isoformat(row.sent_at), EventName.SENT)))
+        events.append((row.sent_at, _sent(connection, row)))
     if row.status == Status.CANCELLED:
         events.append((row.final_at, Event(isoformat(row.final_at), EventName.CANCELLED)))
     return [event for _, event in sorted(events, key=itemgetter(0))]
+
+
+def _sent(connection: Connection, row: Row[*tuple[Any, ...]]) -> Event:
+    told = connection.execute(select(Email.reply, Email.conversation_seconds).where(Email.id == row.id)).one()
+    event = Event(isoformat(row.sent_at), EventName.SENT)
+    if told.reply is not None:
+        event.text, event.seconds = told.reply, round(told.conversation_seconds, 3)
+    return event
 
 
 def _attempts(connection: Connection, key: int) -> Iterator[tuple[datetime, Event]]:

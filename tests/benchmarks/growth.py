@@ -29,6 +29,7 @@ from emailsvc.outbox import Claim
 from emailsvc.settings import config as configuration
 from tests.benchmarks.side_by_side import Measured, Side, alternate, compare, insist_on_quiet, options, percentile
 from tests.benchmarks.stand import BODY, Stand
+from tests.emails import SENT
 from tests.factories import payload
 from tests.fill import Filling, fill
 from tests.stack import TOKEN
@@ -95,7 +96,7 @@ class Grown:
             assert isinstance(claim, Claim), claim
             for row in claim.rows:
                 began = time.perf_counter()
-                assert self._sent.record(row, claim.token)
+                assert self._sent.record(row, claim.token, SENT.reply, 0.1)
                 records.append(time.perf_counter() - began)
         return claims, records
 

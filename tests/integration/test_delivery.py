@@ -261,6 +261,13 @@ def _refuse_with_words_that_cannot_be_stored(bench: Bench, words: str) -> None:
     assert (row(bench.engine, "refused").status, row(bench.engine, "next").status) == ("failed", "sent")
 
 
+def test_what_the_server_took_is_sent_whatever_it_said_of_it(latin1: Bench) -> None:
+    accept(latin1.engine, latin1.config, "strange", "next")
+    latin1.answer(Result(Outcome.SENT, "250 Принято", 250)).run()
+    assert (row(latin1.engine, "strange").status, row(latin1.engine, "next").status) == ("sent", "sent")
+    assert row(latin1.engine, "strange").reply == "(the server's reply could not be stored)"
+
+
 def _dates(bench: Bench) -> list[datetime]:
     return [parsedate_to_datetime(message_from_bytes(raw)["Date"]) for raw in bench.transport.messages]
 

@@ -33,3 +33,4 @@ def test_the_mail_servers_words_do_not_carry_a_recipient_into_the_log(
     assert [record.message for record in caplog.records] == ["dead_lettered", "deferred", "sent"]
     assert not [line for line in lines if "lovelace" in line.lower()]
     assert "no such user" in lines[0]
+    assert 'text="250 2.0.0 queued for' in lines[2]

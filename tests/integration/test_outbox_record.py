@@ -242,6 +242,7 @@ def test_what_is_erased_in_hand_ends_with_its_next_outcome(
         None,
     )
     assert rows(engine, StoredAttachment) == []
+    assert (after.reply, after.conversation_seconds) == (None, None)
     assert {a.text for a in rows(engine, Attempt)} <= {"(erased)"}
     assert {letter.error for letter in rows(engine, DeadLetter)} <= {"(erased)"}
     assert after.final_at is not None

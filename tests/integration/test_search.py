@@ -15,10 +15,11 @@ from sqlalchemy import Engine, insert
 
 from emailsvc import outbox
 from emailsvc.db.models import PRIORITIES, Email
+from emailsvc.mail import Outcome, Result
 from emailsvc.reports import searching
 from emailsvc.settings.config import Config
 from emailsvc.vocabulary import Status
-from tests.emails import REJECTED, SENT, accept, claim, record, rows
+from tests.emails import REJECTED, SENT, accept, claim, record, row, rows
 from tests.webkit import ON_SQLITE, StrictClient
 
 START = datetime(2026, 5, 4, tzinfo=UTC)
@@ -146,6 +147,21 @@ def test_operators_see_to_whom_it_went_and_its_subject(client: FlaskClient, engi
     listed = client.get("/stats/dead-letters").get_json()["dead_letters"]
     for shown in (client.get("/emails/m-1").get_json(), *looked_up, *listed):
         assert (shown["user"], shown["subject"]) == ("ada@example.com", "Hello")
+
+
+def test_a_timeline_tells_what_the_server_said_to_the_final_dot_and_how_long_it_took(
+    client: FlaskClient, engine: Engine, config: Config
+) -> None:
+    accept(engine, config)
+    made = claim(engine, config)
+    reply = "250 2.0.0 Ok: queued as 4Qxyz"
+    outbox.record(engine, made.rows[0], made.token, Result(Outcome.SENT, reply, 250), config, seconds=0.0844)
+    sent = client.get("/emails/m-1").get_json()["timeline"][-1]
+    assert (sent["event"], sent["text"], sent["seconds"]) == ("sent", reply, 0.084)
+    outbox.erase(engine, "m-1@example.com")
+    after = row(engine)
+    assert (after.reply, after.conversation_seconds) == (None, None)
+    assert client.get("/emails/m-1").get_json()["timeline"][-1].keys() == {"at", "event"}
 
 
 @ON_SQLITE

@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, Update, bindparam, insert, literal_column, null, or_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Float,
+    Row,
+    Select,
+    Text,
+    Update,
+    bindparam,
+    insert,
+    literal_column,
+    null,
+    or_,
+)  # fmt: skip
 
 from emailsvc.db.models import Attempt, DeadLetter, Email
 from emailsvc.db.sqltime import db_in, db_now
@@ -32,22 +45,29 @@ class Failed(NamedTuple):
     running: bool
 
 
-def to_sent(*mine: ColumnElement[bool]) -> Update:
+def to_sent(reply: ColumnElement[str], seconds: ColumnElement[float], *mine: ColumnElement[bool]) -> Update:
     return turn(Status.SENDING, Status.SENT, *mine).values(
         attempts=Email.attempts + literal_column("1"), sent_at=db_now(), final_at=db_now(), next_attempt_at=null(),
-        lease_expires_at=null(), last_error=null(),
+        lease_expires_at=null(), last_error=null(), reply=reply, conversation_seconds=seconds,
     )  # fmt: skip
 
 
-_SENT = to_sent(Email.id == bindparam("row_id"), Email.claim == bindparam("token")).returning(*MOVED)
+def one_to_sent(*mine: ColumnElement[bool]) -> Update:
+    """It takes ``row_id``, ``token``, ``reply`` and ``seconds``."""
+    it = (Email.id == bindparam("row_id"), Email.claim == bindparam("token"))
+    return to_sent(bindparam("reply", type_=Text()), bindparam("seconds", type_=Float()), *it, *mine)
 
 
-def send(connection: Connection, row_id: int, token: str) -> Moved | None:
+_SENT = one_to_sent().returning(*MOVED)
+
+
+def send(connection: Connection, row_id: int, token: str, reply: str, seconds: float) -> Moved | None:
     """``sending → sent``; one row, because each outcome has a commit of its own.
 
     None: our own commit went through before, or the sweep has decided that nobody knows.
     """
-    return _ended(connection, connection.execute(_SENT, {"row_id": row_id, "token": token}).first())
+    values = {"row_id": row_id, "token": token, "reply": reply, "seconds": seconds}
+    return _ended(connection, connection.execute(_SENT, values).first())
 
 
 def defer(connection: Connection, row_id: int, token: str, tried: Tried, delay: float) -> Moved | None:

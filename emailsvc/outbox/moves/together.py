@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ARRAY,
@@ -11,7 +11,9 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Dialect,
+    Double,
     Text,
+    Update,
     bindparam,
     func,
     literal_column,
@@ -19,11 +21,12 @@ from sqlalchemy import (
 )  # fmt: skip
 from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.dialects.sqlite import pysqlite
+from sqlalchemy.types import TypeEngine
 
 from emailsvc.db import direct
 from emailsvc.db.groupcommit import LOCK_MILLISECONDS
 from emailsvc.db.models import Email
-from emailsvc.outbox.moves.ending import to_sent
+from emailsvc.outbox.moves.ending import one_to_sent, to_sent
 from emailsvc.outbox.switch import RUNNING
 
 
@@ -33,28 +36,32 @@ class Taken(NamedTuple):
     email_id: str
     row_id: int
     token: str
+    reply: str
+    seconds: float
 
 
 _PATIENCE: ColumnElement[str] = literal_column(f"set_config('lock_timeout', '{LOCK_MILLISECONDS}ms', true)")
 """For the statement that has it among its conditions: it is asked before the row is locked."""
 
-_PAIR = func.unnest(bindparam("row_ids", type_=ARRAY(BigInteger)), bindparam("tokens", type_=ARRAY(Text)))
-_THEY = select(_PAIR.table_valued("row_id", "token").render_derived(name="pair")).cte("they")
+_COLUMNS: dict[str, TypeEngine[Any]] = {
+    "row_id": BigInteger(), "token": Text(), "reply": Text(), "seconds": Double(),
+}  # fmt: skip
+_GIVEN = func.unnest(*(bindparam(f"{name}s", type_=ARRAY(kind)) for name, kind in _COLUMNS.items()))
+_THEY = select(_GIVEN.table_valued(*_COLUMNS).render_derived(name="given")).cte("they")
 
 
-def _unless_erased(dialect: Dialect, *mine: ColumnElement[bool]) -> str:
-    statement = to_sent(*mine, ~Email.erase_requested).returning(Email.id, RUNNING.label("running"))
-    return str(statement.compile(dialect=dialect))
+def _compiled(statement: Update, dialect: Dialect) -> str:
+    return str(statement.returning(Email.id, RUNNING.label("running")).compile(dialect=dialect))
 
 
+_UNLESS_ERASED = ~Email.erase_requested
 _POSTGRESQL: Dialect = psycopg.dialect()  # type: ignore[no-untyped-call]
-_IT = (Email.id == bindparam("row_id"), Email.claim == bindparam("token"))
-_THEM = (Email.id == _THEY.c.row_id, Email.claim == _THEY.c.token)
+_THEM = (Email.id == _THEY.c.row_id, Email.claim == _THEY.c.token, _UNLESS_ERASED, _PATIENCE.is_not(None))
 _ONE = {
-    "sqlite": _unless_erased(pysqlite.dialect(paramstyle="named"), *_IT),
-    "postgresql": _unless_erased(_POSTGRESQL, *_IT, _PATIENCE.is_not(None)),
+    "sqlite": _compiled(one_to_sent(_UNLESS_ERASED), pysqlite.dialect(paramstyle="named")),
+    "postgresql": _compiled(one_to_sent(_UNLESS_ERASED, _PATIENCE.is_not(None)), _POSTGRESQL),
 }
-_SEVERAL = _unless_erased(_POSTGRESQL, *_THEM, _PATIENCE.is_not(None))
+_SEVERAL = _compiled(to_sent(_THEY.c.reply, _THEY.c.seconds, *_THEM), _POSTGRESQL)
 
 
 def send_together(connection: Connection, taken: Sequence[Taken]) -> dict[int, bool]:
@@ -63,10 +70,13 @@ def send_together(connection: Connection, taken: Sequence[Taken]) -> dict[int, b
     """
     database = connection.dialect.name
     if database == "sqlite" or len(taken) == 1:
-        values = ({"row_id": one.row_id, "token": one.token} for one in taken)
-        rows = [row for one in values for row in direct.run(connection, _ONE[database], one)]
+        rows = [row for one in taken for row in direct.run(connection, _ONE[database], _values(one))]
     else:
         ordered = sorted(taken)  # by email_id: in that order others lock several rows, too
-        ids, tokens = [one.row_id for one in ordered], [one.token for one in ordered]
-        rows = direct.run(connection, _SEVERAL, {"row_ids": ids, "tokens": tokens})
+        values = {f"{name}s": [getattr(one, name) for one in ordered] for name in _COLUMNS}
+        rows = direct.run(connection, _SEVERAL, values)
     return {row_id: bool(running) for row_id, running in rows}
+
+
+def _values(one: Taken) -> dict[str, object]:
+    return {name: getattr(one, name) for name in _COLUMNS}
