@@ -43,8 +43,9 @@ _WAITING: dict[str, object] = {"status": "pending", "attempts": 0, "error": None
 _FAILED: dict[str, object] = {"status": "failed", "attempts": 1, "error": "550 5.1.1 no such user"}
 
 _LAST_MONTH = {"since": "hour - interval '30 days'", "until": "hour"}
-_THIS_HOUR = {"since": "hour", "until": "now()"}
-_LAST_MINUTE = {"since": "now() - interval '60 s'", "until": "now()"}
+_THIS_HOUR = {"since": "hour", "until": "greatest(hour, now() - interval '30 s')"}
+_LAST_MINUTE = {"since": "now() - interval '90 s'", "until": "now() - interval '30 s'"}
+"""Nothing in the last seconds, which no roll-up has settled yet: they tell of a rate, and not of what has grown."""
 
 _EMAILS = """
     WITH span AS (
