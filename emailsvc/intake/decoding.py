@@ -6,7 +6,7 @@ import enum
 import json
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, get_args
 
 import msgspec
@@ -59,6 +59,14 @@ def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
                 "invalid_field", f"{field} holds a lone surrogate, a byte that is not UTF-8, or NaN.", field
             ) from exc
         raise InvalidPayload("invalid_json", f"The body is not JSON: {exc}.") from exc
+
+
+def convert(given: Mapping[str, object], kind: type[T]) -> T:
+    """What was not given as JSON. Raises InvalidPayload."""
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as exc:
+        raise translate(exc, kind) from exc
 
 
 def translate(error: msgspec.ValidationError, kind: type, raw: bytes = b"") -> InvalidPayload:

@@ -11,6 +11,7 @@ from emailsvc.outbox.contents import CARRIED_BYTES, Content, attachments, conten
 from emailsvc.outbox.deadletters import Resolved, delivered, discard, replay, replay_many
 from emailsvc.outbox.doubt import InDoubt
 from emailsvc.outbox.erasure import erase
+from emailsvc.outbox.expediting import Expedited, send_many_now, send_now
 from emailsvc.outbox.looking import look
 from emailsvc.outbox.recording import Recorded, Released, expire, record
 from emailsvc.outbox.rolling import roll_up
@@ -26,6 +27,7 @@ __all__ = [
     "Claim",
     "Claimed",
     "Content",
+    "Expedited",
     "Idle",
     "IdleReason",
     "InDoubt",
@@ -61,6 +63,8 @@ __all__ = [
     "resume",
     "retain",
     "roll_up",
+    "send_many_now",
+    "send_now",
     "sweep",
     "try_commit",
 ]

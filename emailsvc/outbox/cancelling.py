@@ -9,12 +9,12 @@ from emailsvc.errors import Conflict, NotFound
 from emailsvc.outbox import moves
 from emailsvc.vocabulary import Status
 
-_WHY_NOT = {
+TOO_LATE: dict[str, tuple[str, str]] = {
     Status.SENT: ("already_sent", "The mail server took this e-mail already."),
     Status.SENDING: ("sending", "This e-mail is being sent right now."),
     Status.FAILED: ("failed", "This e-mail failed already; see its dead letter."),
-    Status.PENDING: ("maybe_sent", "An earlier attempt may have reached the mail server, so it cannot be cancelled."),
 }
+_MAYBE_SENT = ("maybe_sent", "An earlier attempt may have reached the mail server, so it cannot be cancelled.")
 
 
 def cancel(engine: Engine, email_id: str) -> None:
@@ -30,4 +30,4 @@ def cancel(engine: Engine, email_id: str) -> None:
     if found.status == Status.PENDING and not found.maybe_sent:
         cancel(engine, email_id)  # it came back to pending between the two statements
     elif found.status != Status.CANCELLED:
-        raise Conflict(*_WHY_NOT[Status(found.status)])
+        raise Conflict(*TOO_LATE.get(found.status, _MAYBE_SENT))

@@ -79,6 +79,31 @@ class SearchRequest(EmailFilter, frozen=True, forbid_unknown_fields=True):
     cursor: SearchCursor | None = None
 
 
+class SendRequest(EmailFilter, frozen=True, forbid_unknown_fields=True):
+    """Which of the pending e-mails to send now, up to ``limit``."""
+
+    limit: WholeNumber = 1000
+    dry_run: bool = False
+
+
+class SendAnswer(msgspec.Struct):
+    """``next_attempt_at``: since when it is due."""
+
+    email_id: str
+    state: Literal["pending"]
+    next_attempt_at: str
+
+
+class SendManyAnswer(msgspec.Struct):
+    """Of those ``matching``; with ``dry_run``, ``made_due`` tells how many would be."""
+
+    matching: Count
+    made_due: Count
+    already_due: Count
+    scheduled: Annotated[Count, Meta(description="Their `send_at` lies ahead.")]
+    uncertain_left_out: Annotated[Count, Meta(description="An attempt may have reached the mail server.")]
+
+
 class CancelAnswer(msgspec.Struct):
     email_id: str
     state: Literal["cancelled"]

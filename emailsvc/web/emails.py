@@ -1,16 +1,25 @@
-"""What became of an e-mail, and taking one back."""
+"""What became of an e-mail, finding it, taking one back and sending it now."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 
 from flask import Response
 
 from emailsvc import outbox, reports
+from emailsvc.clock import isoformat
 from emailsvc.context import service
 from emailsvc.intake import addresses
 from emailsvc.reports.answers import EmailAnswer, EmailPage, LookupAnswer
-from emailsvc.web.answers import CancelAnswer, LookupRequest, SearchRequest
+from emailsvc.web.answers import (
+    CancelAnswer,
+    LookupRequest,
+    SearchRequest,
+    SendAnswer,
+    SendManyAnswer,
+    SendRequest,
+)
 from emailsvc.web.contract import Routes
 
 log = logging.getLogger("emailsvc.web")
@@ -25,6 +34,7 @@ def show(email_id: str) -> EmailAnswer:
 
 @blueprint.route("/emails/lookup", methods=["OPTIONS"])
 @blueprint.route("/emails/search", methods=["OPTIONS"])
+@blueprint.route("/emails/send", methods=["OPTIONS"])
 def post_options() -> Response:
     """Without it the answer would name the methods of an e-mail whose id is "lookup" as well."""
     return Response(headers={"Allow": "OPTIONS, POST"})
@@ -40,6 +50,26 @@ def lookup(body: LookupRequest) -> LookupAnswer:
 @blueprint.declare("POST", "/emails/search", "operator", "Find e-mails, newest or longest overdue first")
 def search(body: SearchRequest) -> EmailPage:
     return reports.search(service().engine, body, order=body.order, limit=int(body.limit), cursor=body.cursor)
+
+
+@blueprint.declare("POST", "/emails/send", "operator", "Make many pending e-mails due at once")
+def send_many(body: SendRequest) -> SendManyAnswer:
+    done = outbox.send_many_now(service().engine, body, limit=int(body.limit), dry_run=body.dry_run)
+    if done.made_due and not body.dry_run:
+        service().wake()
+        log.info("made_due", extra={"fields": {"emails": done.made_due}})
+    return SendManyAnswer(**asdict(done))
+
+
+@blueprint.declare(
+    "POST", "/emails/{email_id}/send", "operator", "Make a pending e-mail due at once",
+    codes=("not_found", "already_sent", "sending", "failed", "cancelled", "maybe_sent", "scheduled"),
+)  # fmt: skip
+def send(email_id: str) -> SendAnswer:
+    due = outbox.send_now(service().engine, email_id)
+    service().wake()
+    log.info("made_due", extra={"fields": {"email_id": email_id}})
+    return SendAnswer(email_id, "pending", isoformat(due))
 
 
 @blueprint.declare(

@@ -11,7 +11,7 @@ from flask import Response, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from emailsvc.errors import ServiceError
-from emailsvc.intake.decoding import decode, translate
+from emailsvc.intake.decoding import convert, decode
 
 T = TypeVar("T")
 
@@ -64,10 +64,7 @@ def optional_json_as(kind: type[T]) -> T:
 def query_as(kind: type[T]) -> T:
     """The query string against a declaration; a parameter given twice or not known is refused like any bad one."""
     given = {name: _number(values[0]) if len(values) == 1 else values for name, values in request.args.lists()}
-    try:
-        return msgspec.convert(given, kind)
-    except msgspec.ValidationError as exc:
-        raise translate(exc, kind) from exc
+    return convert(given, kind)
 
 
 def _number(text: str) -> str | int:

@@ -38,7 +38,7 @@ from emailsvc.web import ROUTES
 from emailsvc.web.answers import CURSOR
 from tests.conftest import started
 from tests.documents import READMES
-from tests.emails import accept
+from tests.emails import DEFERRED, accept, claim, record
 from tests.factories import payload
 from tests.servers import Redis
 from tests.smtpd import Smtpd
@@ -132,7 +132,9 @@ def needs(*programs: str) -> None:
 
 @pytest.fixture
 def site(make_app: Callable[[Config], Flask], tmp_path: Path) -> Iterator[Site]:
-    app = make_app(load({"API_TOKENS": TOKEN, "WEBHOOK_SECRETS": SECRET}, tmp_path / "instance"))
+    app = make_app(
+        load({"API_TOKENS": TOKEN, "WEBHOOK_SECRETS": SECRET, "RETRY_DELAY_SECONDS": "3600"}, tmp_path / "instance")
+    )
     schema.ensure(app, app.extensions["emailsvc"].engine)
     running = Site(app)
     yield running
@@ -170,6 +172,8 @@ def test_every_example_of_a_route_answers_as_shown(site: Site, tmp_path: Path) -
         user = "nobody@example.com" if number in (7, 9) else "doubt@example.com"
         accept(site.engine, site.config, f"order-090{number}", user=user)
         site.work()
+    accept(site.engine, site.config, "order-1005")
+    record(site.engine, site.config, claim(site.engine, site.config), DEFERRED)
     accept(site.engine, site.config, "order-1003", send_at="2090-01-01T00:00:00Z")
     outbox.heartbeat(site.engine, "a worker")
     found = examples(HTTP)

@@ -1,0 +1,107 @@
+"""Making what waits due at once: after a repair nobody need wait for a backoff to end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import cast
+
+from sqlalchemy import Connection, Engine, case, func, select, update
+
+from emailsvc.db.filters import is_for, matches
+from emailsvc.db.models import Email, has_status
+from emailsvc.db.sqltime import db_now
+from emailsvc.errors import Conflict, InvalidPayload, NotFound
+from emailsvc.intake.filters import EmailFilter
+from emailsvc.outbox.cancelling import TOO_LATE
+from emailsvc.outbox.transaction import in_transaction
+from emailsvc.vocabulary import Status
+
+CHUNK = 500
+"""E-mails per transaction."""
+
+_PENDING = has_status(Status.PENDING)
+_STANDING = case(
+    (Email.maybe_sent, "uncertain"),
+    (Email.next_attempt_at <= db_now(), "due"),
+    (Email.send_at > db_now(), "scheduled"),
+    else_="waiting",
+).label("standing")
+
+_WHY_NOT: dict[str, tuple[str, str]] = {
+    **TOO_LATE,
+    Status.CANCELLED: ("cancelled", "This e-mail was cancelled."),
+    "uncertain": ("maybe_sent", "An earlier attempt may have reached the mail server, so the next waits for its time."),
+    "scheduled": ("scheduled", "Its send_at lies ahead, and it is not sent before."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Expedited:
+    """``made_due``: of those ``matching``; the others were due already, have a ``send_at`` ahead, or an uncertain
+    attempt.
+    """
+
+    matching: int
+    made_due: int
+    already_due: int
+    scheduled: int
+    uncertain_left_out: int
+
+
+def send_now(engine: Engine, email_id: str) -> datetime:
+    """Make it due at once; since when it is. Raises NotFound, or Conflict saying what forbids it."""
+    return in_transaction(engine, lambda connection: _send_now(connection, email_id))
+
+
+def _send_now(connection: Connection, email_id: str) -> datetime:
+    it = Email.email_id == email_id
+    found = connection.execute(select(Email.id, Email.status, _STANDING).where(it).with_for_update()).first()
+    if found is None:
+        raise NotFound(f"There is no e-mail with the id {email_id!r}.")
+    why_not = _WHY_NOT.get(found.standing if found.status == Status.PENDING else found.status)
+    if why_not is not None:
+        raise Conflict(*why_not)
+    _make_due(connection, [found.id])
+    return cast(datetime, connection.execute(select(Email.next_attempt_at).where(it)).scalar_one())
+
+
+def send_many_now(engine: Engine, wanted: EmailFilter, *, limit: int = 1000, dry_run: bool = False) -> Expedited:
+    """Make up to ``limit`` of those that match due at once, in the order in which they would be. With ``dry_run`` they
+    are only counted. Raises InvalidPayload.
+    """
+    _check(wanted, dry_run)
+    which = [_PENDING, *matches(wanted)]
+    if wanted.user is not None:
+        which.append(is_for(wanted.user))
+    # Which they are is decided once, here: what is deferred anew meanwhile is not hurried again.
+    chosen = select(Email.id).where(*which, _STANDING == "waiting").order_by(Email.priority, Email.next_attempt_at)
+    with engine.connect().execution_options(read_only=True) as connection:
+        counted = connection.execute(select(_STANDING, func.count().label("number")).where(*which).group_by("standing"))
+        counts: dict[str, int] = {row.standing: row.number for row in counted}
+        ids = connection.execute(chosen.limit(limit)).scalars().all()
+    made_due = len(ids) if dry_run else sum(_in_chunks(engine, ids))
+    left_out = (counts.get(standing, 0) for standing in ("due", "scheduled", "uncertain"))
+    return Expedited(sum(counts.values()), made_due, *left_out)
+
+
+def _check(wanted: EmailFilter, dry_run: bool) -> None:
+    wanted.check()
+    if wanted.state not in (None, Status.PENDING):
+        raise InvalidPayload("invalid_field", "state must be pending: nothing else can be sent now.", "state")
+    if not dry_run and not any((wanted.state, wanted.user, wanted.since, wanted.until)):
+        words = "Name them by user, state, since or until; the state pending is all that waits."
+        raise InvalidPayload("missing_field", words, "state")
+
+
+def _in_chunks(engine: Engine, ids: Sequence[int]) -> Iterator[int]:
+    for n in range(0, len(ids), CHUNK):
+        yield in_transaction(engine, partial(_make_due, ids=ids[n : n + CHUNK]))
+
+
+def _make_due(connection: Connection, ids: Sequence[int]) -> int:
+    """What does not match is due, in hand or withdrawn by now."""
+    waiting = (_PENDING, Email.id.in_(ids), _STANDING == "waiting")
+    return connection.execute(update(Email).where(*waiting).values(next_attempt_at=db_now())).rowcount
