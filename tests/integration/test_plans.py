@@ -163,6 +163,25 @@ def one_email(grown: Grown) -> None:
         grown.get(path)
 
 
+SINCE, UNTIL = "2020-01-01T00:00:00Z", "2090-01-01T00:00:00Z"
+SEARCHES = (
+    {}, {"user": "user100@example0.com"}, {"since": SINCE, "until": UNTIL}, {"state": "sent"}, {"state": "failed"},
+    {"state": "sent", "since": SINCE, "until": UNTIL}, {"state": "cancelled"}, {"state": "sending"}, {"order": "due"},
+    {"order": "due", "state": "pending", "priority": "normal"},
+)  # fmt: skip
+
+
+def searches(grown: Grown) -> None:
+    """Those whose index knows all that is asked for; the others look at 10,000 e-mails at most."""
+    client = grown.app.test_client()
+    for wanted in SEARCHES:
+        cursor = None
+        for _ in range(2):
+            answer = client.post("/emails/search", json=wanted | {"limit": 10, "cursor": cursor})
+            assert answer.status_code == 200, answer.text
+            cursor = answer.get_json()["next_cursor"]
+
+
 def page(path: str) -> Operation:
     return lambda grown: grown.get(path)
 
@@ -177,6 +196,7 @@ OPERATIONS: dict[str, Operation] = {
     "dead letters": dead_letters,
     "resolved dead letters": page("/stats/dead-letters?resolved=1"),
     "one e-mail": one_email,
+    "searches": searches,
     "/stats": page("/stats"),
     "/metrics": page("/metrics"),
     "/readyz": page("/readyz"),
