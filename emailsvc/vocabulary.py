@@ -89,3 +89,24 @@ class DeliveryState(enum.StrEnum):
     RUNNING = "running"
     PAUSED = "paused"
     OUTAGE = "outage"
+
+
+class ActionKind(enum.StrEnum):
+    """What the journal tells of."""
+
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    OUTAGE_BEGAN = "outage_began"
+    OUTAGE_ENDED = "outage_ended"
+    REPLAYED = Resolution.REPLAYED
+    DELIVERED = Resolution.DELIVERED
+    DISCARDED = Resolution.DISCARDED
+    ERASED = "erased"
+
+
+class ActionState(enum.StrEnum):
+    """Only what is moved bit by bit is ever ``running``."""
+
+    RUNNING = "running"
+    DONE = "done"
+    STOPPED = "stopped"

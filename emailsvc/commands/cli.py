@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import sys
 import uuid
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from emailsvc.db import schema
 from emailsvc.errors import ConfigurationError, ServiceError, brief
 from emailsvc.intake import signing
 from emailsvc.intake.payload import Rules, parse_email
-from emailsvc.vocabulary import Reason
+from emailsvc.vocabulary import ActionKind, Reason
 
 DEAD_LETTER = click.IntRange(1, 2**63 - 1)
 REASONS = [reason.value for reason in Reason]
@@ -43,8 +45,21 @@ class Command(click.Command):
 
 
 def register(app: Flask) -> None:
-    for command in (run_everything, stats, pause, resume, end_outage, check, send_test, erase, secret, dead_letters):
+    for command in (
+        *(run_everything, stats, pause, resume, end_outage, check, send_test, erase, secret, dead_letters),
+        actions,
+    ):
         app.cli.add_command(command)
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user that has no entry
+        return f"user {os.getuid()}"
+
+
+as_ = click.option("--as", "who", default=_login_name, help="whom the journal names  [default: the login name]")
 
 
 def _show(value: object) -> None:
@@ -58,25 +73,28 @@ def stats() -> None:
 
 
 @click.command(cls=Command)
-def pause() -> None:
+@as_
+def pause(who: str) -> None:
     """Start no further conversation until `flask resume`."""
-    outbox.pause(service().engine, "flask pause")
+    outbox.pause(service().engine, "flask pause", who=who)
     _show(reports.delivery_state(service().engine))
 
 
 @click.command(cls=Command)
-def resume() -> None:
+@as_
+def resume(who: str) -> None:
     """End a pause."""
-    outbox.resume(service().engine)
+    outbox.resume(service().engine, who=who)
     service().wake()
     _show(reports.delivery_state(service().engine))
 
 
 @click.command("end-outage", cls=Command)
-def end_outage() -> None:
+@as_
+def end_outage(who: str) -> None:
     """End an outage without waiting for a probe. What was refused so far no longer counts towards the next."""
     own = service()
-    seconds = outbox.end_outage(own.engine)
+    seconds = outbox.end_outage(own.engine, who=who)
     own.wake()
     ended = "There was no outage." if seconds is None else f"Ended an outage of {seconds:.0f} s."
     click.echo(ended, err=True)
@@ -112,12 +130,13 @@ def send_test(address: str) -> None:
 
 @click.command(cls=Command)
 @click.argument("address")
-def erase(address: str) -> None:
+@as_
+def erase(address: str, who: str) -> None:
     """Forget ADDRESS (in capitals or not): cancel what waits, scrub what was sent, mark what is being sent.
 
     The ids stay. If it is cut short, run it again: it goes on where it stopped.
     """
-    count = outbox.erase(service().engine, address, _progress)
+    count = outbox.erase(service().engine, address, _progress, who=who)
     click.echo(f"{count} e-mail{'' if count == 1 else 's'} erased")
 
 
@@ -162,34 +181,48 @@ def show(number: int) -> None:
 @click.option("--reason", type=click.Choice(REASONS))
 @click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True)
 @click.option("--dry-run", is_flag=True, help="only say how many")
-def replay(number: int | None, every: bool, reason: str | None, limit: int, dry_run: bool) -> None:
+@as_
+def replay(number: int | None, every: bool, reason: str | None, limit: int, dry_run: bool, who: str) -> None:
     """Send one again, or with --all those that match."""
     if (number is None) != every:
         raise click.UsageError("Give either a dead letter's number or --all.")
     if number is not None and (reason or dry_run):
         raise click.UsageError("--reason and --dry-run go with --all; with a number, look at it with `show`.")
     if number is not None:
-        _resolve(outbox.replay, number)
+        _resolve(outbox.replay, number, who)
     else:
-        count = outbox.replay_many(service().engine, reason=reason, limit=limit, dry_run=dry_run)
+        count = outbox.replay_many(service().engine, reason=reason, limit=limit, dry_run=dry_run, who=who)
         click.echo(f"{count} {'would be ' if dry_run else ''}replayed")
     service().wake()
 
 
 @dead_letters.command(cls=Command)
 @click.argument("number", type=DEAD_LETTER)
-def delivered(number: int) -> None:
+@as_
+def delivered(number: int, who: str) -> None:
     """Mark as delivered: the e-mail becomes `sent`."""
-    _resolve(outbox.delivered, number)
+    _resolve(outbox.delivered, number, who)
 
 
 @dead_letters.command(cls=Command)
 @click.argument("number", type=DEAD_LETTER)
-def discard(number: int) -> None:
+@as_
+def discard(number: int, who: str) -> None:
     """Never send it."""
-    _resolve(outbox.discard, number)
+    _resolve(outbox.discard, number, who)
 
 
-def _resolve(act: Callable[..., outbox.Resolved], number: int) -> None:
-    resolved = act(service().engine, number)
+def _resolve(act: Callable[..., outbox.Resolved], number: int, who: str) -> None:
+    resolved = act(service().engine, number, who=who)
     click.echo(f"dead letter {resolved.id} of {resolved.email_id}: {resolved.resolution}")
+
+
+@click.command(cls=Command)
+@click.option("--kind", type=click.Choice([kind.value for kind in ActionKind]))
+@click.option("--who")
+@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True)
+@click.option("--cursor", help="next_cursor of the page before")
+def actions(kind: str | None, who: str | None, limit: int, cursor: str | None) -> None:
+    """Who did what, newest first."""
+    kinds = None if kind is None else ActionKind(kind)
+    _show(reports.actions(service().engine, kind=kinds, who=who, limit=limit, cursor=cursor))

@@ -59,9 +59,17 @@ def _configuration(config: Config) -> Iterator[Finding]:
             "warning", "retries", f"they span {span:g} s in all, and greylisting servers commonly ask for "
             f"{GREYLISTING_SECONDS:g}: raise MAX_RETRY_ATTEMPTS or RETRY_DELAY_SECONDS",
         )  # fmt: skip
-    if not config.api_tokens and not config.webhook_secrets:
+    yield from _access(config)
+
+
+def _access(config: Config) -> Iterator[Finding]:
+    clients = config.api_tokens or config.webhook_secrets
+    operators = config.operator_tokens or config.api_tokens
+    if not clients and not operators:
         yield Finding("warning", "access", "neither API_TOKENS nor WEBHOOK_SECRETS is set: only loopback is served")
-    elif not config.api_tokens:
+    elif not clients:
+        yield Finding("warning", "access", "neither API_TOKENS nor WEBHOOK_SECRETS is set: webhooks only from loopback")
+    elif not operators:
         yield Finding("warning", "access", "API_TOKENS is not set: operator routes are for loopback only")
 
 

@@ -30,7 +30,7 @@ from sqlalchemy.types import Float
 
 from emailsvc.db.extensions import Base
 from emailsvc.db.sqltime import UtcDateTime
-from emailsvc.vocabulary import ATTEMPT_OUTCOMES, OnUncertain, Priority, Reason, Resolution, Status
+from emailsvc.vocabulary import ATTEMPT_OUTCOMES, ActionState, OnUncertain, Priority, Reason, Resolution, Status
 
 BECOMES: dict[Status, frozenset[Status]] = {
     Status.PENDING: frozenset({Status.SENDING, Status.FAILED, Status.CANCELLED}),
@@ -58,6 +58,11 @@ def _one_of(column: str, values: Iterable[str | int]) -> str:
     """The text of a CHECK."""
     shown = (str(value) if isinstance(value, int) else f"'{value}'" for value in values)
     return f"{column} IN ({', '.join(shown)})"
+
+
+def _where(condition: str) -> dict[str, Any]:
+    """Of a partial index."""
+    return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
 
 
 BigId = BigInteger().with_variant(Integer, "sqlite")
@@ -120,36 +125,13 @@ class Email(Base):
             name="ck_emails_unsent_has_content",
         ),
         # Partial indexes are used only where the SQL has the status as a literal.
-        Index(
-            "ix_emails_due", "priority", "next_attempt_at", "id",
-            postgresql_where=text("status = 'pending'"), sqlite_where=text("status = 'pending'"),
-        ),
-        Index(
-            "ix_emails_lease", "lease_expires_at",
-            postgresql_where=text("status = 'sending'"), sqlite_where=text("status = 'sending'"),
-        ),
-        Index(
-            "ix_emails_deadline", "expires_at",
-            postgresql_where=text("status = 'pending' AND expires_at IS NOT NULL"),
-            sqlite_where=text("status = 'pending' AND expires_at IS NOT NULL"),
-        ),
-        Index(
-            "ix_emails_sent", "sent_at",
-            postgresql_where=text("status = 'sent'"), sqlite_where=text("status = 'sent'"),
-        ),
-        Index(
-            "ix_emails_failed", "id",
-            postgresql_where=text("status = 'failed'"), sqlite_where=text("status = 'failed'"),
-        ),
-        Index(
-            "ix_emails_cancelled", "id",
-            postgresql_where=text("status = 'cancelled'"), sqlite_where=text("status = 'cancelled'"),
-        ),
-        Index(
-            "ix_emails_to_scrub", "final_at",
-            postgresql_where=text("final_at IS NOT NULL AND scrubbed_at IS NULL"),
-            sqlite_where=text("final_at IS NOT NULL AND scrubbed_at IS NULL"),
-        ),
+        Index("ix_emails_due", "priority", "next_attempt_at", "id", **_where("status = 'pending'")),
+        Index("ix_emails_lease", "lease_expires_at", **_where("status = 'sending'")),
+        Index("ix_emails_deadline", "expires_at", **_where("status = 'pending' AND expires_at IS NOT NULL")),
+        Index("ix_emails_sent", "sent_at", **_where("status = 'sent'")),
+        Index("ix_emails_failed", "id", **_where("status = 'failed'")),
+        Index("ix_emails_cancelled", "id", **_where("status = 'cancelled'")),
+        Index("ix_emails_to_scrub", "final_at", **_where("final_at IS NOT NULL AND scrubbed_at IS NULL")),
         Index("ix_emails_received", "received_at"),
         Index("ix_emails_recipient", text("lower(recipient)")),
     )  # fmt: skip
@@ -204,25 +186,43 @@ class DeadLetter(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     resolved_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     resolution: Mapped[str | None] = mapped_column(String(16))
+    action: Mapped[int | None] = mapped_column(BigId)  # of ``actions``: the bulk action that has or had it to move
 
     __table_args__ = (
         CheckConstraint(_one_of("reason", Reason), name="ck_dead_letters_reason"),
         CheckConstraint(_one_of("resolution", Resolution), name="ck_dead_letters_resolution"),
         CheckConstraint("(resolved_at IS NULL) = (resolution IS NULL)", name="ck_dead_letters_resolved"),
-        Index(
-            "uq_dead_letters_unresolved", "email", unique=True,
-            postgresql_where=text("resolved_at IS NULL"), sqlite_where=text("resolved_at IS NULL"),
-        ),
+        Index("uq_dead_letters_unresolved", "email", unique=True, **_where("resolved_at IS NULL")),
         Index("ix_dead_letters_email", "email"),
-        Index(
-            "ix_dead_letters_open", "created_at", "id",
-            postgresql_where=text("resolved_at IS NULL"), sqlite_where=text("resolved_at IS NULL"),
-        ),
+        Index("ix_dead_letters_open", "created_at", "id", **_where("resolved_at IS NULL")),
         Index("ix_dead_letters_created", "created_at", "id"),
-        Index(
-            "ix_dead_letters_resolved", "resolved_at",
-            postgresql_where=text("resolved_at IS NOT NULL"), sqlite_where=text("resolved_at IS NOT NULL"),
-        ),
+        Index("ix_dead_letters_resolved", "resolved_at", **_where("resolved_at IS NOT NULL")),
+        Index("ix_dead_letters_to_move", "action", "id", **_where("action IS NOT NULL AND resolved_at IS NULL")),
+    )  # fmt: skip
+
+
+class Action(Base):
+    """The journal: a row for each thing that somebody did, or that the service did by itself."""
+
+    __tablename__ = "actions"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    kind: Mapped[str] = mapped_column(String(24))  # without a CHECK: another release may know more kinds
+    who: Mapped[str | None] = mapped_column(String(64))  # NULL: the service itself
+    why: Mapped[str | None] = mapped_column(Text)
+    filter: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # what it was asked to be done to
+    total: Mapped[int | None] = mapped_column(Integer)  # how many that was when it began
+    done: Mapped[int | None] = mapped_column(Integer)  # of these, so far
+    state: Mapped[str] = mapped_column(String(8), server_default=text("'done'"))
+    rate: Mapped[float | None] = mapped_column(Float)  # a second
+    next_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # when the next one is due
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # of what was ``running`` for a time
+
+    __table_args__ = (
+        CheckConstraint(_one_of("state", ActionState), name="ck_actions_state"),
+        CheckConstraint("state <> 'running' OR next_at IS NOT NULL", name="ck_actions_running_is_due"),
+        Index("ix_actions_running", "id", **_where("state = 'running'")),
     )  # fmt: skip
 
 

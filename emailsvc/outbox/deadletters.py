@@ -10,12 +10,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select
 
+from emailsvc.clock import isoformat
 from emailsvc.db.models import DeadLetter, Email
 from emailsvc.errors import Conflict, NotFound
-from emailsvc.outbox import moves
+from emailsvc.outbox import actions, moves
 from emailsvc.outbox.moves import Letter
 from emailsvc.outbox.transaction import in_transaction
-from emailsvc.vocabulary import Resolution
+from emailsvc.vocabulary import ActionKind, Resolution
 
 CHUNK = 200
 """Letters per transaction of a bulk replay: none may be open for long."""
@@ -30,19 +31,19 @@ class Resolved:
     resolution: Resolution
 
 
-def replay(engine: Engine, dead_letter_id: int) -> Resolved:
+def replay(engine: Engine, dead_letter_id: int, *, who: str | None = None) -> Resolved:
     """Send it again: a fresh retry budget, no past expiry, the same Message-ID. Raises NotFound or Conflict."""
-    return in_transaction(engine, lambda connection: _resolve(connection, dead_letter_id, Resolution.REPLAYED))
+    return in_transaction(engine, lambda connection: _resolve(connection, dead_letter_id, Resolution.REPLAYED, who))
 
 
-def delivered(engine: Engine, dead_letter_id: int) -> Resolved:
+def delivered(engine: Engine, dead_letter_id: int, *, who: str | None = None) -> Resolved:
     """Mark as delivered: the e-mail becomes ``sent``. Raises NotFound or Conflict."""
-    return in_transaction(engine, lambda connection: _resolve(connection, dead_letter_id, Resolution.DELIVERED))
+    return in_transaction(engine, lambda connection: _resolve(connection, dead_letter_id, Resolution.DELIVERED, who))
 
 
-def discard(engine: Engine, dead_letter_id: int) -> Resolved:
+def discard(engine: Engine, dead_letter_id: int, *, who: str | None = None) -> Resolved:
     """Never send it; it stays ``failed`` and its content is forgotten in time. Raises NotFound or Conflict."""
-    return in_transaction(engine, lambda connection: _resolve(connection, dead_letter_id, Resolution.DISCARDED))
+    return in_transaction(engine, lambda connection: _resolve(connection, dead_letter_id, Resolution.DISCARDED, who))
 
 
 def replay_many(
@@ -53,6 +54,7 @@ def replay_many(
     until: datetime | None = None,
     limit: int = 1000,
     dry_run: bool = False,
+    who: str | None = None,
 ) -> int:
     """Replay the oldest ``limit`` unresolved ones that match; the number replayed (or that would be, with ``dry_run``).
 
@@ -80,6 +82,9 @@ def replay_many(
         total += count
         if count == 0:
             break
+    with engine.begin() as connection:
+        asked = {"reason": reason, "since": isoformat(since), "until": isoformat(until), "limit": limit}
+        actions.note(connection, ActionKind.REPLAYED, who, asked=asked, count=total)
     return total
 
 
@@ -96,7 +101,7 @@ def _replay_some(connection: Connection, some: Any, before: int) -> int:
     return len(letters)
 
 
-def _resolve(connection: Connection, dead_letter_id: int, resolution: Resolution) -> Resolved:
+def _resolve(connection: Connection, dead_letter_id: int, resolution: Resolution, who: str | None) -> Resolved:
     letter = connection.execute(
         select(DeadLetter.resolution, DeadLetter.email, Email.email_id, Email.scrubbed_at)
         .join(Email, Email.id == DeadLetter.email)
@@ -112,6 +117,7 @@ def _resolve(connection: Connection, dead_letter_id: int, resolution: Resolution
     if resolution is Resolution.REPLAYED and letter.scrubbed_at is not None:
         raise Conflict("content_gone", "The content of this e-mail was erased or scrubbed; there is nothing to send.")
     _MOVES[resolution](connection, Letter(dead_letter_id, letter.email))
+    actions.note(connection, ActionKind(resolution), who, asked={"ids": [dead_letter_id]}, count=1)
     return Resolved(dead_letter_id, letter.email_id, resolution)
 
 

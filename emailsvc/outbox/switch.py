@@ -9,6 +9,9 @@ from sqlalchemy import Connection, Engine, case, false, select, true, update
 
 from emailsvc.db.models import Switch
 from emailsvc.db.sqltime import db_in, db_now
+from emailsvc.log import without_addresses
+from emailsvc.outbox import actions
+from emailsvc.vocabulary import ActionKind
 
 log = logging.getLogger("emailsvc.outbox")
 
@@ -19,19 +22,23 @@ FIRST_PROBE_SECONDS = 5.0
 MAX_PROBE_SECONDS = 30.0
 
 
-def pause(engine: Engine, reason: str) -> None:
+def pause(engine: Engine, reason: str, *, who: str | None = None) -> None:
     """Start no further conversation anywhere. Those already begun may finish. A second pause changes nothing."""
     with engine.begin() as connection:
-        connection.execute(
+        paused = connection.execute(
             update(Switch).where(Switch.paused_at.is_(None)).values(paused_at=db_now(), pause_reason=reason)
         )
+        if paused.rowcount:
+            actions.note(connection, ActionKind.PAUSED, who, why=reason)
     time.sleep(FRESH_SECONDS)  # so that whoever looked just before has begun when this is answered
 
 
-def resume(engine: Engine) -> None:
+def resume(engine: Engine, *, who: str | None = None) -> None:
     """End a pause. An outage, if there is one, goes on."""
     with engine.begin() as connection:
-        connection.execute(update(Switch).values(paused_at=None, pause_reason=None))
+        paused = update(Switch).where(Switch.paused_at.is_not(None))
+        if connection.execute(paused.values(paused_at=None, pause_reason=None)).rowcount:
+            actions.note(connection, ActionKind.RESUMED, who)
 
 
 def may_start(engine: Engine, *, probe: bool = False) -> bool:
@@ -71,29 +78,33 @@ def open_outage(connection: Connection, reason: str, *, probe: bool) -> bool:
             probe_delay=FIRST_PROBE_SECONDS,
         )
     )
-    if begun.rowcount == 0 and probe:
+    if begun.rowcount:
+        actions.note(connection, ActionKind.OUTAGE_BEGAN, None, why=without_addresses(reason))
+    elif probe:
         current = connection.execute(select(Switch.probe_delay)).scalar_one()
         longer = min(current * 2, MAX_PROBE_SECONDS)
         connection.execute(update(Switch).values(outage_reason=reason, probe_delay=longer, next_probe_at=db_in(longer)))
     return begun.rowcount == 1
 
 
-def close_outage(connection: Connection) -> float | None:
+def close_outage(connection: Connection, *, who: str | None = None) -> float | None:
     """How many seconds it lasted; None when there was none."""
     switch = connection.execute(select(Switch.outage_since, db_now().label("now")).with_for_update()).one()
     if switch.outage_since is None:
         return None
     connection.execute(update(Switch).values(outage_since=None, outage_reason=None, next_probe_at=None))
-    return max(0.0, float((switch.now - switch.outage_since).total_seconds()))
+    seconds = max(0.0, float((switch.now - switch.outage_since).total_seconds()))
+    actions.note(connection, ActionKind.OUTAGE_ENDED, who, why=f"it lasted {seconds:.0f} s")
+    return seconds
 
 
-def end_outage(engine: Engine) -> float | None:
+def end_outage(engine: Engine, *, who: str | None = None) -> float | None:
     """End an outage by hand: how many seconds it lasted; None when there was none. A pause, if there is one, goes on.
 
     Refusals so far count no more, or the next one would open it again.
     """
     with engine.begin() as connection:
-        seconds = close_outage(connection)
+        seconds = close_outage(connection, who=who)
         connection.execute(update(Switch).values(refusals_from=db_now()))
     if seconds is not None:
         log.warning("outage_ended", extra={"fields": {"by": "operator", "seconds": round(seconds, 1)}})

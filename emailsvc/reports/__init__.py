@@ -8,6 +8,7 @@ from emailsvc.reports.emails import email as email
 from emailsvc.reports.emails import lookup as lookup
 from emailsvc.reports.invariant import glance as glance
 from emailsvc.reports.invariant import violations as violations
+from emailsvc.reports.journal import actions as actions
 from emailsvc.reports.letters import dead_letter as dead_letter
 from emailsvc.reports.letters import dead_letters as dead_letters
 from emailsvc.reports.ready import MIN_FREE_BYTES as MIN_FREE_BYTES

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from emailsvc.vocabulary import DeliveryState, EventName, Priority, Reason, Resolution, Status
+from emailsvc.vocabulary import ActionState, DeliveryState, EventName, Priority, Reason, Resolution, Status
 
 CURSOR = "^([0-9]{1,17})~([0-9]{1,18})$"
-"""A time in microseconds since 1970 and an id: digits, for in a query a + would come back as a blank."""
+"""A time in microseconds since 1970 (or the checksum of a query) and an id: digits, for in a query a + would come back
+as a blank."""
 
 SEARCH_CURSOR = "^([0-9]{1,18})~([0-9]{1,18})~([0-9a-f]{12})$"
 """The same, and what tells the search that it is of."""
 
-DeadLetterId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+RowId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0)]
 
 
@@ -48,7 +49,7 @@ class Stats(Totals):
 class DeadLetter(msgspec.Struct):
     """``user`` and ``subject`` are null once they were erased or scrubbed."""
 
-    id: DeadLetterId
+    id: RowId
     email_id: str
     user: str | None
     subject: str | None
@@ -101,7 +102,7 @@ class Event(msgspec.Struct):
     seconds: float | UnsetType = UNSET
     reason: Reason | UnsetType = UNSET
     error: str | UnsetType = UNSET
-    dead_letter: DeadLetterId | UnsetType = UNSET
+    dead_letter: RowId | UnsetType = UNSET
 
 
 class EmailAnswer(EmailSummary):
@@ -110,6 +111,27 @@ class EmailAnswer(EmailSummary):
 
 class EmailPage(msgspec.Struct):
     emails: list[EmailSummary]
+    next_cursor: str | None
+
+
+class Action(msgspec.Struct):
+    """``who``: null for the service itself. ``total`` and ``done``: of how many there were, how many so far."""
+
+    id: RowId
+    at: str
+    kind: str  # an ActionKind, or one that a newer release writes
+    who: str | None
+    why: str | None
+    filter: dict[str, Any] | None
+    total: Count | None
+    done: Count | None
+    state: ActionState
+    rate: float | None
+    ended_at: str | None
+
+
+class ActionPage(msgspec.Struct):
+    actions: list[Action]
     next_cursor: str | None
 
 

@@ -61,6 +61,7 @@ class Config:
     delivery_paused: bool = _setting(parsers.flag, "0", "`1` pauses delivery when a process starts; set it for a restored or copied database")
     webhook_secrets: tuple[str, ...] = _setting(parsers.secret_list, "", "secrets of the clients' signatures, separated by blanks or commas; `flask secret` prints a new one", secret=True, empty=())
     api_tokens: tuple[str, ...] = _setting(parsers.token_list, "", "bearer tokens of 16 or more ASCII characters, separated by blanks or commas", secret=True, empty=())
+    operator_tokens: tuple[tuple[str, str], ...] = _setting(parsers.operator_tokens, "", "`name:token` for each operator (tokens as above), separated by blanks or commas; once set, operator routes take only these, `API_TOKENS` only send, and `/actions` tells who did what", secret=True, empty=())
     max_request_bytes: int = _setting(parsers.whole(1024), "10485760", "the largest request; a larger one is answered 413")
     body_retention_seconds: float = _setting(parsers.number(0, 3e9), "604800", "content is removed this long after the e-mail was sent, cancelled or discarded")
     email_retention_days: float = _setting(parsers.number(0, 36500), "400", "the whole row is deleted this long after that; de-duplication ends with it")

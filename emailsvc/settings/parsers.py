@@ -80,6 +80,18 @@ def token_list(text: str) -> tuple[str, ...]:
     return tokens
 
 
+def operator_tokens(text: str) -> tuple[tuple[str, str], ...]:
+    """Names and tokens. A name may have two tokens, so that they can be rotated, and no token two names."""
+    found = [re.fullmatch(r"([A-Za-z0-9._@-]{1,64}):([!-9;-~]{16,})", word) for word in words(text)]
+    pairs = tuple((one[1], one[2]) for one in found if one)
+    if len(pairs) < len(found) or len({token for _, token in pairs}) < len(pairs):
+        raise Bad(
+            "name:token, separated by blanks or commas, with names of up to 64 letters, digits and . _ @ -, "
+            "ASCII tokens of 16 or more characters without a colon, and no token twice"
+        )
+    return pairs
+
+
 def secret_list(text: str) -> tuple[str, ...]:
     secrets = words(text)
     for secret in secrets:

@@ -10,10 +10,9 @@ from flask import Flask
 
 from emailsvc.clock import monotonic
 from emailsvc.db.promptness import promptly
-from emailsvc.web import auth, deadletters, delivery, emails, health, openapi, problems, stats, webhook
+from emailsvc.web import actions, auth, deadletters, delivery, emails, health, openapi, problems, stats, webhook
 from emailsvc.web.contract import CONVERTERS
 
-BLUEPRINTS = tuple(module.blueprint for module in (webhook, emails, stats, deadletters, delivery, health, openapi))
 ON_EVERY_ANSWER = {
     "cache-control": ("Cache-Control", "no-store"),
     "content-security-policy": ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
@@ -21,7 +20,9 @@ ON_EVERY_ANSWER = {
     "referrer-policy": ("Referrer-Policy", "same-origin"),
 }
 """It is about somebody's e-mail, so nothing caches, frames or guesses it."""
-
+BLUEPRINTS = tuple(
+    module.blueprint for module in (webhook, emails, stats, deadletters, delivery, actions, health, openapi)
+)
 ROUTES = tuple(route for blueprint in BLUEPRINTS for route in blueprint.table)
 
 

@@ -10,8 +10,8 @@ from msgspec import Meta
 from emailsvc.intake.addresses import ONE_LINE
 from emailsvc.intake.filters import EmailFilter
 from emailsvc.intake.payload import EmailId, Moment
-from emailsvc.reports.answers import CURSOR, SEARCH_CURSOR, Count, DeadLetterId
-from emailsvc.vocabulary import Order, Reason, Resolution, Status
+from emailsvc.reports.answers import CURSOR, SEARCH_CURSOR, Count, RowId
+from emailsvc.vocabulary import ActionKind, ActionState, Order, Reason, Resolution, Status
 
 # To JSON Schema 1000.0 is an integer, and some clients' libraries write it so.
 WholeNumber = Annotated[float, Meta(ge=1, le=10_000, multiple_of=1, extra_json_schema={"type": "integer"})]
@@ -132,8 +132,18 @@ class ReplayAnswer(msgspec.Struct):
     replayed: Count
 
 
+class ActionQuery(msgspec.Struct, forbid_unknown_fields=True):
+    kind: ActionKind | None = None
+    who: Annotated[str, Meta(max_length=64)] | None = None
+    state: ActionState | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    limit: Annotated[int, Meta(ge=1, le=200)] = 50
+    cursor: Cursor | None = None
+
+
 class ResolvedAnswer(msgspec.Struct):
-    id: DeadLetterId
+    id: RowId
     email_id: str
     resolution: Resolution
 

@@ -39,7 +39,7 @@ _our_host = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?", re
 def refuse_strangers() -> None:
     """On every request, known route or not: with nothing configured, nobody from outside but the liveness probe."""
     config = service().config
-    if request.endpoint == "health.healthz" or config.api_tokens or config.webhook_secrets:
+    if request.endpoint == "health.healthz" or config.api_tokens or config.webhook_secrets or config.operator_tokens:
         return
     _raise(_not_this_machine("WEBHOOK_SECRETS or API_TOKENS"))
 
@@ -50,6 +50,15 @@ def require_operator() -> None:
 
 def is_operator() -> bool:
     return _not_operator() is None
+
+
+def operator_name() -> str:
+    """Who an operator's request is from, for the journal. Names of ``OPERATOR_TOKENS`` have no blank."""
+    config = service().config
+    if config.operator_tokens:
+        _, given = _credentials()
+        return next(name for name, token in config.operator_tokens if _is_one_of(given, (token,)))
+    return "an API token" if config.api_tokens else "this machine"
 
 
 def require_client() -> None:
@@ -65,27 +74,28 @@ def require_client() -> None:
         except ServiceError as refusal:
             _raise(refusal)
     elif config.api_tokens:
-        _raise(_bad_token(scheme))
+        _raise(_bad_token(scheme, "API_TOKENS"))
     else:
         _raise(_not_this_machine("WEBHOOK_SECRETS or API_TOKENS"))
 
 
 def _not_operator() -> ServiceError | None:
-    tokens = service().config.api_tokens
+    config = service().config
+    tokens = [token for _, token in config.operator_tokens] or config.api_tokens
     if not tokens:
-        return _not_this_machine("API_TOKENS")
+        return _not_this_machine("OPERATOR_TOKENS or API_TOKENS")
     scheme, given = _credentials()
     if scheme not in ("bearer", "basic") or not _is_one_of(given, tokens):
-        return _bad_token(scheme)
+        return _bad_token(scheme, "OPERATOR_TOKENS" if config.operator_tokens else "API_TOKENS")
     if scheme == "basic" and request.method not in SAFE_METHODS and PAGE_HEADER not in request.headers:
         return ServiceError(403, "cross_site", f"With Basic authentication this needs the header {PAGE_HEADER}.")
     return None
 
 
-def _bad_token(scheme: str) -> ServiceError:
+def _bad_token(scheme: str, setting: str) -> ServiceError:
     if not scheme:
-        return ServiceError(401, "token_required", "Send Authorization: Bearer with one of API_TOKENS.")
-    return ServiceError(401, "bad_token", "The token is not one of API_TOKENS.")
+        return ServiceError(401, "token_required", f"Send Authorization: Bearer with one of {setting}.")
+    return ServiceError(401, "bad_token", f"The token is not one of {setting}.")
 
 
 def _credentials() -> tuple[str, bytes]:

@@ -15,7 +15,7 @@ PROBLEM_CODES = {
     "stale_timestamp": (401, "it is more than five minutes from this server's time"),
     "bad_signature": (401, "no signature fits a configured secret"),
     "token_required": (401, "no `Authorization` header"),
-    "bad_token": (401, "the token is not one of `API_TOKENS`"),
+    "bad_token": (401, "the token is not one of `API_TOKENS` or, for operators, of `OPERATOR_TOKENS` where those are set"),
     "not_configured": (403, "only this machine is served until tokens or secrets are set"),
     "bad_host": (403, "this machine, but under another name than `localhost`, `127.0.0.1` or `[::1]`"),
     "cross_site": (403, "a page of another site, or Basic authentication without `X-Requested-With`"),

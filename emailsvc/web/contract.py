@@ -13,7 +13,7 @@ from werkzeug.routing import BaseConverter, IntegerConverter, Map
 
 from emailsvc.intake.addresses import PRINTABLE
 from emailsvc.intake.payload import EmailId
-from emailsvc.reports.answers import DeadLetterId
+from emailsvc.reports.answers import RowId
 from emailsvc.web import auth
 from emailsvc.web.codes import PROBLEM_CODES
 from emailsvc.web.reading import answer, json_as, optional_json_as, query_as
@@ -49,7 +49,7 @@ class EmailIdConverter(BaseConverter):
     weight = 200  # after every other rule
 
 
-class DeadLetterIdConverter(IntegerConverter):
+class RowIdConverter(IntegerConverter):
     """Werkzeug's own ``int`` also takes the digits of other scripts."""
 
     regex = "[0-9]+"
@@ -60,9 +60,9 @@ class DeadLetterIdConverter(IntegerConverter):
 
 CONVERTERS: Mapping[str, type[BaseConverter]] = {
     "email_id": EmailIdConverter,
-    "dead_letter_id": DeadLetterIdConverter,
+    "dead_letter_id": RowIdConverter,
 }
-PATH_PARAMETERS: Mapping[str, object] = {"email_id": EmailId, "dead_letter_id": DeadLetterId}
+PATH_PARAMETERS: Mapping[str, object] = {"email_id": EmailId, "dead_letter_id": RowId}
 
 
 @dataclass(frozen=True, eq=False)

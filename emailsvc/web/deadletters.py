@@ -9,6 +9,7 @@ from emailsvc.context import service
 from emailsvc.intake.payload import in_utc
 from emailsvc.reports.answers import DeadLetterPage
 from emailsvc.vocabulary import Resolution
+from emailsvc.web import auth
 from emailsvc.web.answers import DeadLetterQuery, ReplayAnswer, ReplayRequest, ResolvedAnswer
 from emailsvc.web.contract import Routes
 
@@ -45,6 +46,7 @@ def replay_many(body: ReplayRequest) -> ReplayAnswer:
         until=in_utc(body.until),
         limit=int(body.limit),
         dry_run=body.dry_run,
+        who=auth.operator_name(),
     )
     if replayed and not body.dry_run:
         service().wake()
@@ -54,19 +56,19 @@ def replay_many(body: ReplayRequest) -> ReplayAnswer:
 
 @blueprint.declare("POST", f"{ONE}/replay", "operator", "Send it again", codes=(*RESOLVING, "content_gone"))
 def replay(dead_letter_id: int) -> ResolvedAnswer:
-    resolved = outbox.replay(service().engine, dead_letter_id)
+    resolved = outbox.replay(service().engine, dead_letter_id, who=auth.operator_name())
     service().wake()
     return _answer(resolved)
 
 
 @blueprint.declare("POST", f"{ONE}/delivered", "operator", "Mark as delivered: it becomes sent", codes=RESOLVING)
 def delivered(dead_letter_id: int) -> ResolvedAnswer:
-    return _answer(outbox.delivered(service().engine, dead_letter_id))
+    return _answer(outbox.delivered(service().engine, dead_letter_id, who=auth.operator_name()))
 
 
 @blueprint.declare("DELETE", ONE, "operator", "Discard it: it is never sent", codes=RESOLVING)
 def discard(dead_letter_id: int) -> ResolvedAnswer:
-    return _answer(outbox.discard(service().engine, dead_letter_id))
+    return _answer(outbox.discard(service().engine, dead_letter_id, who=auth.operator_name()))
 
 
 def _answer(resolved: outbox.Resolved) -> ResolvedAnswer:

@@ -8,6 +8,7 @@ from emailsvc import outbox, reports
 from emailsvc.context import service
 from emailsvc.intake import addresses
 from emailsvc.reports.answers import Delivery
+from emailsvc.web import auth
 from emailsvc.web.answers import PauseRequest
 from emailsvc.web.contract import Routes
 
@@ -20,14 +21,14 @@ blueprint = Routes("delivery", __name__)
 def pause(body: PauseRequest) -> Delivery:
     reason = body.reason or "paused by an operator"
     addresses.one_line(reason, "reason")
-    outbox.pause(service().engine, reason)
+    outbox.pause(service().engine, reason, who=auth.operator_name())
     log.warning("paused", extra={"fields": {"reason": reason}})
     return reports.delivery_state(service().engine)
 
 
 @blueprint.declare("POST", "/delivery/resume", "operator", "End a pause")
 def resume() -> Delivery:
-    outbox.resume(service().engine)
+    outbox.resume(service().engine, who=auth.operator_name())
     service().wake()
     log.warning("resumed", extra={"fields": {}})
     return reports.delivery_state(service().engine)
@@ -35,6 +36,6 @@ def resume() -> Delivery:
 
 @blueprint.declare("POST", "/delivery/end-outage", "operator", "End an outage, if there is one")
 def end_outage() -> Delivery:
-    outbox.end_outage(service().engine)
+    outbox.end_outage(service().engine, who=auth.operator_name())
     service().wake()
     return reports.delivery_state(service().engine)

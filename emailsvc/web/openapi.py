@@ -29,11 +29,15 @@ _SECURITY: Json = {
     "anyone": [],
 }
 _SCHEMES: Json = {
-    "token": {"type": "http", "scheme": "bearer", "description": "One of API_TOKENS."},
+    "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "One of API_TOKENS; for operators, of OPERATOR_TOKENS where those are set.",
+    },
     "page": {
         "type": "http",
         "scheme": "basic",
-        "description": "For browsers: any user name, one of API_TOKENS as the password. "
+        "description": "For browsers: any user name, a token of an operator as the password. "
         "What changes state also carries the header X-Requested-With.",
     },
     "signature": {
@@ -45,7 +49,8 @@ _SCHEMES: Json = {
     },
 }
 _INTRODUCTION = (
-    "One id, one e-mail. With neither WEBHOOK_SECRETS nor API_TOKENS set, only clients on the same machine are served."
+    "One id, one e-mail. With no WEBHOOK_SECRETS, API_TOKENS or OPERATOR_TOKENS set, only clients on the same machine "
+    "are served."
 )
 
 

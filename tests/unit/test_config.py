@@ -82,6 +82,11 @@ GOOD: list[tuple[str, str, Any]] = [
     ("LOG_LEVEL", "DEBUG", "DEBUG"),
     ("LOG_LEVEL", "info", "INFO"),
     ("API_TOKENS", "0123456789abcdef,", ("0123456789abcdef",)),
+    (
+        "OPERATOR_TOKENS",
+        "alice:0123456789abcdef, alice:fedcba9876543210 bob:0123456789abcdeF",
+        (("alice", "0123456789abcdef"), ("alice", "fedcba9876543210"), ("bob", "0123456789abcdeF")),
+    ),
     ("PORT", "5000", 5000),
     ("WEB_CONCURRENCY", "4", 4),
 ]
@@ -127,6 +132,11 @@ BAD: list[tuple[str, str, str]] = [
     ("WEBHOOK_SECRETS", "not-a-secret", "flask secret"),
     ("WEBHOOK_SECRETS", f"{SECRET},whsec_c2hvcnQ=", "flask secret"),
     ("API_TOKENS", "short", "16 or more characters"),
+    ("OPERATOR_TOKENS", "0123456789abcdef", "name:token"),
+    ("OPERATOR_TOKENS", "alice:short", "16 or more characters"),
+    ("OPERATOR_TOKENS", "al:ice:0123456789abcdef", "without a colon"),
+    ("OPERATOR_TOKENS", ":0123456789abcdef", "name:token"),
+    ("OPERATOR_TOKENS", "alice:0123456789abcdef,bob:0123456789abcdef", "no token twice"),
     ("API_TOKENS", "0123456789abcdefü", "ASCII"),
     ("MAX_REQUEST_BYTES", "10MiB", "a whole number from 1024"),
     ("BODY_RETENTION_SECONDS", "week", "a number from 0"),
@@ -138,7 +148,7 @@ BAD: list[tuple[str, str, str]] = [
     ("WEB_CONCURRENCY", "0", "a whole number from 1 to 1000"),
 ]
 
-MAY_HOLD_SECRETS = ("DATABASE_URL", "REDIS_URL", "SMTP_URL", "WEBHOOK_SECRETS", "API_TOKENS")
+MAY_HOLD_SECRETS = ("DATABASE_URL", "REDIS_URL", "SMTP_URL", "WEBHOOK_SECRETS", "API_TOKENS", "OPERATOR_TOKENS")
 
 
 def test_every_setting_has_a_good_and_a_bad_example_here() -> None:
@@ -173,6 +183,7 @@ def test_a_bad_value_is_one_line_that_names_the_variable_the_value_and_what_is_a
         ("SMTP_URL", f"smtp://u:{HIDDEN}#@h"),
         ("WEBHOOK_SECRETS", f"{HIDDEN}%"),
         ("API_TOKENS", HIDDEN),
+        ("OPERATOR_TOKENS", HIDDEN),
     ],
 )
 def test_a_bad_value_that_may_hold_a_secret_is_never_shown(name: str, text: str) -> None:
