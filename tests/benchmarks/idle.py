@@ -8,63 +8,44 @@ On loopback, with throw-away servers; ends by itself.
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
-import tempfile
 import time
-from contextlib import ExitStack
-from pathlib import Path
 
+import psycopg
+
+from tests.benchmarks.cost import cpu_seconds
+from tests.benchmarks.latency import milliseconds
+from tests.benchmarks.stand import deployed
 from tests.factories import payload
-from tests.servers import PostgreSQL, Redis
 from tests.smtpd import Smtpd
 from tests.stack import Stack, smtp_url
 
 
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _statements(server: PostgreSQL, database: str) -> int:
+def _statements(stack: Stack) -> int:
     """Transactions that the database has seen, one for each statement of an idle worker but its heartbeat."""
-    with server.connect() as connection:
-        connection.execute("SELECT pg_stat_clear_snapshot()")
+    with psycopg.connect(stack.environ["DATABASE_URL"], autocommit=True) as connection:
         found = connection.execute(
-            "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s", (database,)
+            "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
         ).fetchone()
     return int(found[0]) if found else 0
 
 
 def measure(embedded: bool, seconds: float, emails: int) -> dict[str, str]:
-    with ExitStack() as close:
-        server = close.enter_context(Smtpd(keep_commands=False))
-        folder = close.enter_context(tempfile.TemporaryDirectory())
-        urls = {"SMTP_URL": smtp_url(server), "LOG_LEVEL": "WARNING", "WEB_CONCURRENCY": "1"}
-        table: dict[str, str] = {}
-        database = None
-        if not embedded:
-            database, redis = PostgreSQL(durable=True), Redis()
-            close.callback(database.close)
-            close.callback(redis.close)
-            name = database.create_database()
-            urls |= {"DATABASE_URL": database.url(name), "REDIS_URL": redis.url}
-        stack = Stack(Path(folder), **urls)
-        close.callback(stack.stop)
-        web, (worker,) = stack.start(workers=1)
-        waits = [_wait(stack, server, number) for number in range(emails)]
-        table["webhook to mail server, ms: median / p99 / worst"] = " / ".join(
-            f"{1000 * wait:.0f}"
-            for wait in (statistics.median(waits), sorted(waits)[int(len(waits) * 0.99)], max(waits))
-        )
+    table: dict[str, str] = {}
+    with (
+        Smtpd(keep_commands=False) as server,
+        deployed(smtp_url(server), embedded=embedded, workers=1, WEB_CONCURRENCY="1") as stack,
+    ):
+        web, worker = stack.processes
+        waits = milliseconds([_wait(stack, server, number) for number in range(emails)])
+        table["webhook to mail server, ms: median / p99 / worst"] = " / ".join(f"{wait:.0f}" for wait in waits)
         web.term()  # it asks nothing by itself, and this leaves no doubt
         web.wait()
         time.sleep(3)
-        before = _cpu_seconds(worker.pid), _statements(database, name) if database else 0
+        before = cpu_seconds(worker.pid), 0 if embedded else _statements(stack)
         time.sleep(seconds)
-        table["CPU of an idle worker, % of a core"] = f"{100 * (_cpu_seconds(worker.pid) - before[0]) / seconds:.2f}"
-        if database:
-            table["transactions a second"] = f"{(_statements(database, name) - before[1]) / seconds:.2f}"
+        table["CPU of an idle worker, % of a core"] = f"{100 * (cpu_seconds(worker.pid) - before[0]) / seconds:.2f}"
+        if not embedded:
+            table["transactions a second"] = f"{(_statements(stack) - before[1]) / seconds:.2f}"
     return table
 
 

@@ -9,32 +9,22 @@ One web process with the threads of `emailsvc.serving`, throw-away PostgreSQL an
 from __future__ import annotations
 
 import argparse
-import contextlib
 import resource
 import sys
-import tempfile
 import time
-from pathlib import Path
 
-from tests.servers import PostgreSQL, Redis
+from tests.benchmarks.stand import deployed
 from tests.slow import KINDS, SlowClients, good_client, percentile
 from tests.smtpd import Smtpd
-from tests.stack import Stack, smtp_url
+from tests.stack import smtp_url
 
 
 def run(clients: int, seconds: float, kinds: tuple[str, ...]) -> None:
-    with contextlib.ExitStack() as close:
-        database, redis = PostgreSQL(durable=True), Redis()
-        close.callback(database.close)
-        close.callback(redis.close)
-        server = close.enter_context(Smtpd(keep_commands=False))
-        stack = Stack(
-            Path(close.enter_context(tempfile.TemporaryDirectory())),
-            SMTP_URL=smtp_url(server), DATABASE_URL=database.url(database.create_database()), REDIS_URL=redis.url,
-            WEB_CONCURRENCY="1", LOG_LEVEL="WARNING",
-        )  # fmt: skip
-        close.callback(stack.stop)
-        web, _ = stack.start(workers=1)
+    with (
+        Smtpd(keep_commands=False) as server,
+        deployed(smtp_url(server), workers=1, WEB_CONCURRENCY="1") as stack,
+    ):
+        web = stack.processes[0]
         stack.hang_up()
         _tell("no slow clients", good_client(stack.port, min(10.0, seconds)))
         with SlowClients(stack.port, clients, kinds) as slow:
