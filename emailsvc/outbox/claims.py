@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import CTE, Connection, Engine, Row, bindparam, case, exists, literal_column, select, union_all, update
 from sqlalchemy import func as sql
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from emailsvc.db.models import DeadLetter, Email, Switch, has_status
 from emailsvc.db.sqltime import db_in, db_now
@@ -117,7 +118,7 @@ def _due(priority: int, after: Sequence[CTE], name: str) -> CTE:
     return statement.with_for_update(skip_locked=True).cte(name)
 
 
-def _claim_statement(order: Sequence[int]) -> Any:
+def _claim_statement(order: Sequence[int]) -> ReturningUpdate[Any]:
     choices: list[CTE] = []
     for priority in order:
         choices.append(_due(priority, choices, f"due_{priority}"))
@@ -129,7 +130,7 @@ def _claim_statement(order: Sequence[int]) -> Any:
 _OLDEST_AND_NEWEST = ((Email.next_attempt_at, Email.id), (Email.next_attempt_at.desc(), Email.id.desc()))
 
 
-def _probe_statement() -> Any:
+def _probe_statement() -> ReturningUpdate[Any]:
     """Mail that never had an error comes first, then what was deferred, then what was replayed; among equals by lot."""
     due = select(Email.id).where(PENDING, Email.next_attempt_at <= db_now())
     ends = []
@@ -163,11 +164,11 @@ def _claim(connection: Connection, token: str, config: Config, low_first: bool) 
         # The switch row is locked until commit, so slots are given out one claim at a time. Its clock is read when the
         # lock is had: a wait for it must not count as time that is booked already.
         connection.execute(select(Switch.id).with_for_update())
-        slot = connection.execute(select(Switch.next_slot_at, db_now().label("now"))).one()
-        ahead, longest = _ahead(slot), max(1.0, 1 / rate)
+        next_slot_at, now = connection.execute(select(Switch.next_slot_at, db_now())).one()
+        ahead, longest = _ahead(next_slot_at, now), max(1.0, 1 / rate)
         if ahead > longest:  # no claim books so much: the clock was wrong then, or the rate was another
             ahead = longest
-            _book_slots(connection, slot.now, ahead)
+            _book_slots(connection, now, ahead)
         size = min(size, int((1.0 - ahead) * rate) if rate >= 1 else int(ahead <= 0))
         if size < 1:
             return Idle(IdleReason.RATE, max(ahead - 1.0, 0.0) + 1.0 / rate if rate >= 1 else ahead)
@@ -192,9 +193,9 @@ def _claim(connection: Connection, token: str, config: Config, low_first: bool) 
     return Claim(token, [_claimed(row) for row in rows], rows[0].now, len(rows) >= size, probe, start_at)
 
 
-def _ahead(slot: Any) -> float:
+def _ahead(next_slot_at: datetime | None, now: datetime) -> float:
     """Seconds until the next slot that is free."""
-    return max(0.0, (slot.next_slot_at - slot.now).total_seconds()) if slot.next_slot_at else 0.0
+    return max(0.0, (next_slot_at - now).total_seconds()) if next_slot_at else 0.0
 
 
 def _book_slots(connection: Connection, now: datetime, seconds: float) -> None:

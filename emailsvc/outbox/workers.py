@@ -28,10 +28,8 @@ def forget_worker(engine: Engine, worker: str) -> None:
 
 def try_commit(engine: Engine) -> None:
     """Commit a row and take it away again; on a full disk all but the COMMIT succeeds. Raises the database's errors."""
-    name, long_ago = (
-        f"check:{secrets.token_hex(8)}",
-        datetime(1970, 1, 1, tzinfo=UTC),
-    )  # nobody takes it for a live worker
+    name = f"check:{secrets.token_hex(8)}"
+    long_ago = datetime(1970, 1, 1, tzinfo=UTC)  # nobody takes it for a live worker
     with engine.begin() as connection:
         connection.execute(insert(Worker).values(id=name, started_at=long_ago, seen_at=long_ago))
     forget_worker(engine, name)
