@@ -149,12 +149,14 @@ def test_a_database_that_is_killed_in_the_middle_of_shared_commits_has_each_outc
     """Four threads record at once; whether an outcome was committed, each finds out by its token."""
     ids = [f"m-{n}" for n in range(240)]
     outbox.accept_many(engine, [new_email(email_id) for email_id in ids], config)
-    together, in_doubt, number = SentTogether(engine), InDoubt(), itertools.count(1)
+    together, in_doubt = SentTogether(engine), InDoubt()
+    number, one_at_a_time = itertools.count(1), threading.Lock()
 
     def take(_mail: Message) -> Result:
         if next(number) in (40, 120, 200):
-            own_postgresql.kill9()
-            own_postgresql.start()
+            with one_at_a_time:  # the others may be as far as the next kill before this one has seen it start
+                own_postgresql.kill9()
+                own_postgresql.start()
         return SENT
 
     transports = [MemoryTransport(always=take) for _ in range(4)]
