@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import OperationalError
@@ -33,12 +33,20 @@ def one_statement_on(engine: Engine) -> Iterator[Connection]:
 
     Behind a connection pooler there is a transaction all the same, because it carries the limits of time.
     """
-    if engine.dialect.name == "sqlite":
-        with engine.begin() as connection:
-            yield connection
-        return
     with engine.connect() as connection:
-        if not connection.info["pooled"]:
-            connection.execution_options(isolation_level="AUTOCOMMIT")
-        with connection.begin():  # which is nothing to the server in autocommit
+        if connection.info.get("pooled") is False:
+            yield from _by_itself(connection)
+        else:
+            with connection.begin():
+                yield connection
+
+
+def _by_itself(connection: Connection) -> Iterator[Connection]:
+    driver: Any = connection.connection.driver_connection
+    driver.autocommit = True  # SQLAlchemy's isolation level takes longer, and asks the driver more
+    try:
+        with connection.begin():  # which is nothing to the server now
             yield connection
+    finally:
+        if not driver.closed:
+            driver.autocommit = False
