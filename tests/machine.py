@@ -33,7 +33,7 @@ from emailsvc.delivery import batch, drain, lines, persisting
 from emailsvc.delivery.drain import Drain
 from emailsvc.delivery.notes import Note, Noted
 from emailsvc.mail import Message, Outcome, Result
-from emailsvc.outbox import InDoubt, SentTogether, refusals, rolling, switch
+from emailsvc.outbox import InDoubt, SentTogether, refusals, rolling, sharing, switch
 from emailsvc.settings.config import Config
 
 DATABASE, BEFORE_DOT, AFTER_DOT = "before a transaction", "before the dot", "after the dot"
@@ -327,7 +327,7 @@ class World:
     def take_the_clocks(self, patch: pytest.MonkeyPatch) -> None:
         for module in (batch, persisting, lines):
             patch.setattr(module, "log", Ear(self.seen))
-        for module in (drain, batch):
+        for module in (drain, batch, sharing):
             patch.setattr(module, "monotonic", self._monotonic)
         patch.setattr(persisting, "time", SimpleNamespace(sleep=self._sleep))
         patch.setattr(switch, "time", SimpleNamespace(sleep=self._everybody_waits))

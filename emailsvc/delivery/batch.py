@@ -144,11 +144,12 @@ class Batch:
 
     def _record(self, row: Claimed, result: Result, seconds: float) -> Recorded:
         def write(result: Result) -> Recorded:
-            self.gate_seen = monotonic()  # what it tells of the switch is at least as new
             if result.outcome is Outcome.SENT and not self.claim.probe:
-                recorded = self.drain.sent_together.record(row, self.claim.token, result.reply, seconds)
-                if recorded is not None:
+                shared = self.drain.sent_together.record(row, self.claim.token, result.reply, seconds)
+                if shared is not None:
+                    recorded, self.gate_seen = shared
                     return recorded
+            self.gate_seen = monotonic()  # what it tells of the switch is at least as new
             return outbox.record(
                 self.engine, row, self.claim.token, result, self.config, probe=self.claim.probe, seconds=seconds
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from emailsvc.clock import monotonic
 from emailsvc.db.groupcommit import GroupCommit
 from emailsvc.outbox import moves
 from emailsvc.outbox.claims import Claimed
@@ -21,17 +22,20 @@ class SentTogether:
         self._engine = engine
         self._commit = GroupCommit(self._write, lambda _taken: None)
 
-    def record(self, row: Claimed, token: str, reply: str, seconds: float) -> Recorded | None:
-        """Committed when it returns so. None: nothing is known, and ``outbox.record`` finds out, by the token: whether
-        the row was locked, its erasure asked for, the database away, or only its reply lost.
+    def record(self, row: Claimed, token: str, reply: str, seconds: float) -> tuple[Recorded, float] | None:
+        """Committed when it returns so, with a moment (monotonic) shortly before it looked at the switch.
+
+        None: nothing is known, and ``outbox.record`` finds out, by the token: whether the row was locked, its erasure
+        asked for, the database away, or only its reply lost.
         """
         try:
-            running = self._commit(Taken(row.email_id, row.id, token, reply, seconds))
+            return self._commit(Taken(row.email_id, row.id, token, reply, seconds))
         except SQLAlchemyError:
             return None
-        return None if running is None else Recorded(True, running, Status.SENT)
 
-    def _write(self, taken: list[Taken]) -> list[bool | None]:
+    def _write(self, taken: list[Taken]) -> list[tuple[Recorded, float] | None]:
+        began = monotonic()
         with one_statement_on(self._engine) as connection:
             running = moves.send_together(connection, taken)
-        return [running.get(one.row_id) for one in taken]
+        sent = {row_id: (Recorded(True, go_on, Status.SENT), began) for row_id, go_on in running.items()}
+        return [sent.get(one.row_id) for one in taken]

@@ -28,6 +28,7 @@ from emailsvc.delivery.drain import Drain
 from emailsvc.mail import Message, Outcome, Result
 from emailsvc.mail.files import FileTransport
 from emailsvc.mail.memory import MemoryTransport
+from emailsvc.outbox import sharing
 from emailsvc.settings import config as configuration
 from emailsvc.settings.config import Config
 from emailsvc.wakeups import queue, tasks
@@ -105,7 +106,7 @@ def leap(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         nonlocal offset
         offset += seconds
 
-    for module in (drain, batch):
+    for module in (drain, batch, sharing):
         monkeypatch.setattr(module, "monotonic", lambda: monotonic() + offset)
     return forward
 

@@ -42,7 +42,7 @@ def together(engine: Engine) -> SentTogether:
 
 def _record_as_a_drain_does(engine: Engine, config: Config, together: SentTogether, made: Claim, n: int) -> Recorded:
     shared = together.record(made.rows[n], made.token, f"250 taken as {n}", 0.5)
-    return shared or outbox.record(engine, made.rows[n], made.token, SENT, config)
+    return shared[0] if shared else outbox.record(engine, made.rows[n], made.token, SENT, config)
 
 
 def _states(engine: Engine) -> list[str]:
@@ -71,7 +71,8 @@ def test_those_that_come_while_one_is_written_share_the_next_commit(
         pool.submit(together.record, claimed, made.token, f"250 taken as {n}", n / 10)
         for n, claimed in enumerate(made.rows)
     ]
-    assert [future.result(SECONDS) for future in futures] == [Recorded(True, True, Status.SENT)] * 5
+    answers = [future.result(SECONDS) for future in futures]
+    assert [answer and answer[0] for answer in answers] == [Recorded(True, True, Status.SENT)] * 5
     assert len(flights) == 2
     assert [(row(engine, one).status, row(engine, one).attempts) for one in IDS] == [("sent", 1)] * 5
     told = [(row(engine, one).reply, row(engine, one).conversation_seconds) for one in IDS]
@@ -82,7 +83,19 @@ def test_a_shared_outcome_tells_whether_delivery_is_still_running(
     engine: Engine, made: Claim, together: SentTogether
 ) -> None:
     outbox.pause(engine, "by hand")
-    assert together.record(made.rows[0], made.token, "250 ok", 0.5) == Recorded(True, False, Status.SENT)
+    shared = together.record(made.rows[0], made.token, "250 ok", 0.5)
+    assert shared is not None
+    assert shared[0] == Recorded(True, False, Status.SENT)
+
+
+def test_it_looks_at_the_switch_when_it_is_written_however_long_that_was_waited_for(
+    engine: Engine, made: Claim, pool: ThreadPoolExecutor
+) -> None:
+    """Or each thread of many would look once more before its next conversation."""
+    together, _ = _in_two_flights(engine)
+    futures = [pool.submit(together.record, claimed, made.token, "250 ok", 0.5) for claimed in made.rows]
+    moments = sorted(answer[1] for future in futures if (answer := future.result(SECONDS)))
+    assert moments[0] < moments[1] == moments[4]
 
 
 def test_a_row_that_is_no_longer_in_hand_spoils_nothing_for_the_others(
