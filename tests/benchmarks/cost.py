@@ -107,7 +107,7 @@ class Counted:
 
 
 _COUNTERS = """
-    SELECT pg_current_wal_insert_lsn()::text, pg_table_size('emails'), pg_indexes_size('emails'),
+    SELECT pg_current_wal_flush_lsn()::text, pg_table_size('emails'), pg_indexes_size('emails'),
         (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
             AND backend_type = 'client backend')"""
 _ENTRIES = {f"Btree/{what}" for what in ("INSERT_LEAF", "INSERT_POST", "SPLIT_L", "SPLIT_R")}
