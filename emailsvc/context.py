@@ -9,23 +9,20 @@ from typing import TYPE_CHECKING, cast
 from flask import current_app
 from sqlalchemy import Engine
 
-from emailsvc.intake.payload import NewEmail
 from emailsvc.settings.config import Config
 
 if TYPE_CHECKING:
-    from emailsvc.outbox import Accepted
+    from emailsvc.outbox import Reception
 
 
 @dataclass(frozen=True)
 class Service:
-    """``wake`` asks for a drain; it never raises, and never blocks for 2 s. ``accept`` stores a webhook's e-mail and
-    asks for a drain by itself.
-    """
+    """``wake`` asks for a drain; it never raises, and never blocks for 2 s."""
 
     config: Config
     engine: Engine
     wake: Callable[[], None]
-    accept: Callable[[NewEmail], Accepted]
+    reception: Reception
 
 
 def service() -> Service:

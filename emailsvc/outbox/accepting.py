@@ -161,14 +161,16 @@ class Reception:
             return self._accept_alone(email)
         return self._grouped(email, seconds_left())
 
-    def _accept_together(self, emails: Sequence[NewEmail]) -> list[Accepted]:
-        return self._woken(accept_many(self._engine, emails, self._config, LOCK_MILLISECONDS))
-
-    def _accept_alone(self, email: NewEmail) -> Accepted:
-        return self._woken([accept(self._engine, email, self._config)])[0]
-
-    def _woken(self, answers: list[Accepted]) -> list[Accepted]:
-        """After the commit, and for duplicates too: the first one's wake-up may have been lost."""
+    def accept_many(self, emails: Sequence[NewEmail], lock_milliseconds: int | None = None) -> list[Accepted]:
+        """One client's e-mails, in a transaction of their own."""
+        answers = accept_many(self._engine, emails, self._config, lock_milliseconds)
+        # After the commit, and for duplicates too: the first one's wake-up may have been lost.
         if any(accepted.due for accepted in answers):
             self._wake()
         return answers
+
+    def _accept_together(self, emails: Sequence[NewEmail]) -> list[Accepted]:
+        return self.accept_many(emails, LOCK_MILLISECONDS)
+
+    def _accept_alone(self, email: NewEmail) -> Accepted:
+        return self.accept_many([email])[0]

@@ -1,4 +1,4 @@
-"""Recording what became of a row in hand: one commit per outcome, fenced on status and token."""
+"""Recording what became of a row in hand: in one transaction, fenced on status and token."""
 
 from __future__ import annotations
 
@@ -140,8 +140,8 @@ def _cut(hand: Hand, _result: Result) -> Recorded:
 def record_uncertain(hand: Hand, result: Result, *, worker_lost: bool = False) -> Recorded | None:
     """The server may have taken it. None: the row is not in this hand any more."""
     tried = hand.tried(result, worker_lost=worker_lost)
-    held = hand.row.on_uncertain == "hold" or tried.attempts > hand.config.max_retry_attempts
-    if held or (worker_lost and _lost_a_worker_before(hand)):
+    for_a_person = hand.row.on_uncertain == "hold" or tried.attempts > hand.config.max_retry_attempts
+    if for_a_person or (worker_lost and _lost_a_worker_before(hand)):
         return _give_up(hand, Reason.UNCERTAIN, result.reply, tried)
     return _back_off(hand, tried, Reason.UNCERTAIN)
 

@@ -59,7 +59,7 @@ def register(queue: Queue, config: Config, engine: Engine, locks: Locks, transpo
     queue.periodic_task(lambda _moment: True, name="sweep")(sweep)
     queue.lookout = Lookout(crew.look, WrittenTo(str(engine.url.database)) if config.is_sqlite else None)
     queue.started, queue.stopping, queue.stopped = crew.start, crew.stop, crew.leave
-    return Service(config, engine, queue.wake, outbox.Reception(engine, config, queue.wake_soon).accept)
+    return Service(config, engine, queue.wake, outbox.Reception(engine, config, queue.wake_soon))
 
 
 @dataclass

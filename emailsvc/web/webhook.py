@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 from flask import Response
 
@@ -30,7 +29,7 @@ MISMATCH = "This email_id was accepted before with other content; the first one 
 )  # fmt: skip
 def email() -> Response:
     config = service().config
-    accepted = service().accept(parse_email(json_body(), _rules(config)))
+    accepted = service().reception.accept(parse_email(json_body(), _rules(config)))
     _log(accepted)
     if accepted.status == "accepted":
         return answer(AcceptedAnswer("accepted", accepted.email_id, Status.PENDING), 202)
@@ -47,11 +46,8 @@ def email() -> Response:
 def batch() -> BatchAnswer:
     config = service().config
     items = parse_batch(json_body(), _rules(config))
-    answers = outbox.accept_many(
-        service().engine, [item for item in items if not isinstance(item, InvalidPayload)], config
-    )
-    _wake_for(answers)
-    stored = iter(answers)
+    emails = [item for item in items if not isinstance(item, InvalidPayload)]
+    stored = iter(service().reception.accept_many(emails))
     results = [
         _invalid(index, item) if isinstance(item, InvalidPayload) else _result(index, next(stored), config)
         for index, item in enumerate(items)
@@ -79,12 +75,6 @@ def _result(index: int, accepted: outbox.Accepted, config: Config) -> BatchResul
     if accepted.status == "mismatch" and config.on_mismatch == "reject":
         return BatchResult(index, "mismatch", accepted.email_id, state, "payload_mismatch", "email_id", MISMATCH)
     return BatchResult(index, "accepted" if accepted.status == "accepted" else "duplicate", accepted.email_id, state)
-
-
-def _wake_for(answers: Sequence[outbox.Accepted]) -> None:
-    """After the commit, and for duplicates too: the first one's wake-up may have been lost."""
-    if any(accepted.due for accepted in answers):
-        service().wake()
 
 
 def _log(accepted: outbox.Accepted) -> None:

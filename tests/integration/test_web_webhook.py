@@ -34,7 +34,7 @@ def app(make_app: Callable[[Config], Flask], config: Config, calls: Calls) -> Fl
     app = make_app(config)
     service, wake = app.extensions["emailsvc"], lambda: calls.append("wake")
     reception = outbox.Reception(service.engine, config, wake)
-    app.extensions["emailsvc"] = replace(service, wake=wake, accept=reception.accept)
+    app.extensions["emailsvc"] = replace(service, wake=wake, reception=reception)
     app.test_client_class = StrictClient
     return app
 

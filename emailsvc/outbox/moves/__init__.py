@@ -1,9 +1,9 @@
 """The moves of the state machine: every status that is ever written is written here.
 
 Each is one guarded UPDATE (accepting: an INSERT) in the transaction of its caller, over a set of rows where a set makes
-sense, and returns what it matched. Which status may become which is declared beside ``Status``. A row that does not
-match was moved by somebody else first; each move says what that means. A person who was to be forgotten while the
-e-mail was in hand is forgotten by the move that ends it.
+sense, and returns what it matched. Which status may become which is declared as ``BECOMES`` in ``db.models``. A row
+that does not match was moved by somebody else first; each move says what that means. A person who was to be forgotten
+while the e-mail was in hand is forgotten by the move that ends it.
 """
 
 from emailsvc.outbox.moves.accepting import Kept, accept

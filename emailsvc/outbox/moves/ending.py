@@ -62,9 +62,9 @@ _SENT = one_to_sent().returning(*MOVED)
 
 
 def send(connection: Connection, row_id: int, token: str, reply: str, seconds: float) -> Moved | None:
-    """``sending → sent``; one row, because each outcome has a commit of its own.
+    """``sending → sent``, for what is not sent together.
 
-    None: our own commit went through before, or the sweep has decided that nobody knows.
+    None: our own commit went through before, or a sweep has made the e-mail uncertain.
     """
     values = {"row_id": row_id, "token": token, "reply": reply, "seconds": seconds}
     return _ended(connection, connection.execute(_SENT, values).first())
@@ -118,8 +118,8 @@ def _fail(connection: Connection, statement: Update, reason: Reason, error: str,
     for row in rows:
         if tried is not None:
             _note_attempt(connection, row.id, tried)
-        why, words = _told(row.maybe_sent, reason, error)
-        letters.append({"email": row.id, "reason": why.value, "error": words, "attempts": row.attempts})
+        why, what = _told(row.maybe_sent, reason, error)
+        letters.append({"email": row.id, "reason": why.value, "error": what, "attempts": row.attempts})
         failed.append(Failed(row.email_id, why, row.running))
     connection.execute(insert(DeadLetter).values(created_at=db_now()), letters)
     erase_as_asked(connection, [Moved(row.id, row.erase_requested, row.running) for row in rows])
