@@ -73,7 +73,7 @@ def claim_order(grown: Grown) -> str:
 def purge(grown: Grown) -> str:
     """What belongs to a row goes with it where a foreign key cascades, and else stays behind."""
     with grown.service.engine.begin() as connection:
-        connection.execute(text("UPDATE dead_letters SET resolved_at = now(), resolution = 'discarded'"))
+        connection.execute(text(_DISCARD))
         connection.execute(text(_AGE))
     swept = Swept()
     outbox.retain(grown.service.engine, grown.service.config, swept)
@@ -82,6 +82,7 @@ def purge(grown: Grown) -> str:
     return f"{swept.purged:,} purged, {left:,} attempts left without their e-mail"
 
 
+_DISCARD = "UPDATE dead_letters SET resolved_at = now() - interval '500 days', resolution = 'discarded'"
 _AGE = """
     UPDATE emails SET received_at = now() - interval '500 days', final_at = now() - interval '500 days'
     WHERE status IN ('sent', 'failed') AND id % 50 = 0"""
