@@ -32,6 +32,11 @@ MAX_WALK = 5_000
 MAX_SORTED = 10_000
 """So many pending e-mails are sorted by their age, which no index knows of them."""
 
+_ASKED = select(
+    Email.id, Email.status, Email.priority, Email.received_at, Email.sent_at, Email.next_attempt_at, Email.last_error
+)
+"""What searches ask of each e-mail; the rest is read of those on the page alone."""
+
 Place = tuple[datetime, int]
 Found = Row[*tuple[Any, ...]]
 
@@ -118,7 +123,7 @@ class _Walk:
         return _Source(select(merged).order_by(*self.order(merged.c)).limit(size), asks_more)
 
     def _first(self, conditions: tuple[ColumnElement[bool], ...], size: int) -> Select[*tuple[Any, ...]]:
-        return SUMMARY.where(*conditions, *self.behind(Email)).order_by(*self.order(Email)).limit(size)
+        return _ASKED.where(*conditions, *self.behind(Email)).order_by(*self.order(Email)).limit(size)
 
     def _size(self, asks_more: bool) -> int:
         return MAX_WALK if asks_more else self.limit + 1
@@ -143,8 +148,9 @@ def _page(connection: Connection, walk: _Walk) -> tuple[list[Found], Place | Non
     """The rows, and behind which place there may be more."""
     source = _source(connection, walk)
     walked = source.statement.subquery()
-    found = select(walked).where(*matches(walk.wanted, walked.c), *walk.behind(walked.c))
-    rows = list(connection.execute(found.order_by(*walk.order(walked.c)).limit(walk.limit + 1)))
+    found = select(walked.c.id).where(*matches(walk.wanted, walked.c), *walk.behind(walked.c))
+    page = found.order_by(*walk.order(walked.c)).limit(walk.limit + 1).subquery()
+    rows = list(connection.execute(SUMMARY.join(page, page.c.id == Email.id).order_by(*walk.order(Email))))
     if len(rows) > walk.limit:
         return rows[: walk.limit], walk.place_of(rows[walk.limit - 1])
     if not source.cut:
@@ -175,7 +181,7 @@ def _source(connection: Connection, walk: _Walk) -> _Source:
 
 def _all(which: ColumnElement[bool]) -> _Source:
     """By the index of just these: the offset keeps a planner from walking along another in the order of the page."""
-    return _Source(SUMMARY.where(which).offset(0))
+    return _Source(_ASKED.where(which).offset(0))
 
 
 def _are_few(connection: Connection, which: ColumnElement[bool]) -> bool:
