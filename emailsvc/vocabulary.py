@@ -102,6 +102,7 @@ class ActionKind(enum.StrEnum):
     DELIVERED = Resolution.DELIVERED
     DISCARDED = Resolution.DISCARDED
     ERASED = "erased"
+    MADE_DUE = "made_due"
 
 
 class ActionState(enum.StrEnum):

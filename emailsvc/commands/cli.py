@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
-import sys
 import uuid
 from collections.abc import Callable
 
 import click
-import msgspec
-from flask import Flask, current_app
+from flask import Flask
 from msgspec.structs import asdict
-from sqlalchemy.exc import SQLAlchemyError
 
 from emailsvc import outbox, reports
 from emailsvc.commands import diagnosis
+from emailsvc.commands.base import Command, as_, progress, show
+from emailsvc.commands.finding import emails
 from emailsvc.commands.start import run_everything
 from emailsvc.context import service
-from emailsvc.db import schema
-from emailsvc.errors import ConfigurationError, ServiceError, brief
 from emailsvc.intake import signing
 from emailsvc.intake.payload import Rules, parse_email
 from emailsvc.vocabulary import ActionKind, Reason
@@ -29,47 +24,18 @@ DEAD_LETTER = click.IntRange(1, 2**63 - 1)
 REASONS = [reason.value for reason in Reason]
 
 
-class Command(click.Command):
-    """Works on the database, whose schema it ensures; says what is wrong in one sentence instead of a traceback."""
-
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            schema.ensure(current_app._get_current_object(), service().engine)  # type: ignore[attr-defined]
-            return super().invoke(ctx)
-        except ServiceError as exc:
-            raise click.ClickException(exc.detail) from exc
-        except ConfigurationError as exc:
-            raise click.ClickException(str(exc)) from exc
-        except SQLAlchemyError as exc:
-            raise click.ClickException(f"The database cannot be used: {brief(exc)}; check DATABASE_URL.") from exc
-
-
 def register(app: Flask) -> None:
     for command in (
         *(run_everything, stats, pause, resume, end_outage, check, send_test, erase, secret, dead_letters),
-        actions,
+        *(actions, emails),
     ):
         app.cli.add_command(command)
-
-
-def _login_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user that has no entry
-        return f"user {os.getuid()}"
-
-
-as_ = click.option("--as", "who", default=_login_name, help="whom the journal names  [default: the login name]")
-
-
-def _show(value: object) -> None:
-    click.echo(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False))
 
 
 @click.command(cls=Command)
 def stats() -> None:
     """Totals and the state of delivery, as GET /stats shows them."""
-    _show(reports.stats(service().engine))
+    show(reports.stats(service().engine))
 
 
 @click.command(cls=Command)
@@ -77,7 +43,7 @@ def stats() -> None:
 def pause(who: str) -> None:
     """Start no further conversation until `flask resume`."""
     outbox.pause(service().engine, "flask pause", who=who)
-    _show(reports.delivery_state(service().engine))
+    show(reports.delivery_state(service().engine))
 
 
 @click.command(cls=Command)
@@ -86,7 +52,7 @@ def resume(who: str) -> None:
     """End a pause."""
     outbox.resume(service().engine, who=who)
     service().wake()
-    _show(reports.delivery_state(service().engine))
+    show(reports.delivery_state(service().engine))
 
 
 @click.command("end-outage", cls=Command)
@@ -98,7 +64,7 @@ def end_outage(who: str) -> None:
     own.wake()
     ended = "There was no outage." if seconds is None else f"Ended an outage of {seconds:.0f} s."
     click.echo(ended, err=True)
-    _show(reports.delivery_state(own.engine))
+    show(reports.delivery_state(own.engine))
 
 
 @click.command()
@@ -136,14 +102,8 @@ def erase(address: str, who: str) -> None:
 
     The ids stay. If it is cut short, run it again: it goes on where it stopped.
     """
-    count = outbox.erase(service().engine, address, _progress, who=who)
+    count = outbox.erase(service().engine, address, progress, who=who)
     click.echo(f"{count} e-mail{'' if count == 1 else 's'} erased")
-
-
-def _progress(total: int) -> None:
-    """On a terminal, one line that is written over; nothing in a pipe."""
-    if sys.stderr.isatty():
-        click.echo(f"{total:,} so far\r", nl=False, err=True)
 
 
 @click.command()
@@ -164,15 +124,15 @@ def dead_letters() -> None:
 @click.option("--cursor", help="next_cursor of the page before")
 def list_(reason: str | None, resolved: bool, limit: int, cursor: str | None) -> None:
     """Newest first."""
-    _show(reports.dead_letters(service().engine, reason=reason, resolved=resolved, limit=limit, cursor=cursor))
+    show(reports.dead_letters(service().engine, reason=reason, resolved=resolved, limit=limit, cursor=cursor))
 
 
-@dead_letters.command(cls=Command)
+@dead_letters.command("show", cls=Command)
 @click.argument("number", type=DEAD_LETTER)
-def show(number: int) -> None:
+def show_(number: int) -> None:
     """One dead letter with its e-mail's timeline."""
     letter = reports.dead_letter(service().engine, number)
-    _show({**asdict(letter), "email": reports.email(service().engine, letter.email_id)})
+    show({**asdict(letter), "email": reports.email(service().engine, letter.email_id)})
 
 
 @dead_letters.command(cls=Command)
@@ -225,4 +185,4 @@ def _resolve(act: Callable[..., outbox.Resolved], number: int, who: str) -> None
 def actions(kind: str | None, who: str | None, limit: int, cursor: str | None) -> None:
     """Who did what, newest first."""
     kinds = None if kind is None else ActionKind(kind)
-    _show(reports.actions(service().engine, kind=kinds, who=who, limit=limit, cursor=cursor))
+    show(reports.actions(service().engine, kind=kinds, who=who, limit=limit, cursor=cursor))

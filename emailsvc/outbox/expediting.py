@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import partial
 from typing import cast
 
+import msgspec
 from sqlalchemy import Connection, Engine, case, func, select, update
 
 from emailsvc.db.filters import is_for, matches
@@ -15,9 +16,11 @@ from emailsvc.db.models import Email, has_status
 from emailsvc.db.sqltime import db_now
 from emailsvc.errors import Conflict, InvalidPayload, NotFound
 from emailsvc.intake.filters import EmailFilter
+from emailsvc.log import mask
+from emailsvc.outbox import actions
 from emailsvc.outbox.cancelling import TOO_LATE
 from emailsvc.outbox.transaction import in_transaction
-from emailsvc.vocabulary import Status
+from emailsvc.vocabulary import ActionKind, Status
 
 CHUNK = 500
 """E-mails per transaction."""
@@ -51,12 +54,12 @@ class Expedited:
     uncertain_left_out: int
 
 
-def send_now(engine: Engine, email_id: str) -> datetime:
+def send_now(engine: Engine, email_id: str, *, who: str | None = None) -> datetime:
     """Make it due at once; since when it is. Raises NotFound, or Conflict saying what forbids it."""
-    return in_transaction(engine, lambda connection: _send_now(connection, email_id))
+    return in_transaction(engine, lambda connection: _send_now(connection, email_id, who))
 
 
-def _send_now(connection: Connection, email_id: str) -> datetime:
+def _send_now(connection: Connection, email_id: str, who: str | None) -> datetime:
     it = Email.email_id == email_id
     found = connection.execute(select(Email.id, Email.status, _STANDING).where(it).with_for_update()).first()
     if found is None:
@@ -64,11 +67,14 @@ def _send_now(connection: Connection, email_id: str) -> datetime:
     why_not = _WHY_NOT.get(found.standing if found.status == Status.PENDING else found.status)
     if why_not is not None:
         raise Conflict(*why_not)
-    _make_due(connection, [found.id])
+    if _make_due(connection, [found.id]):
+        actions.note(connection, ActionKind.MADE_DUE, who, asked={"email_id": email_id}, count=1)
     return cast(datetime, connection.execute(select(Email.next_attempt_at).where(it)).scalar_one())
 
 
-def send_many_now(engine: Engine, wanted: EmailFilter, *, limit: int = 1000, dry_run: bool = False) -> Expedited:
+def send_many_now(
+    engine: Engine, wanted: EmailFilter, *, limit: int = 1000, dry_run: bool = False, who: str | None = None
+) -> Expedited:
     """Make up to ``limit`` of those that match due at once, in the order in which they would be. With ``dry_run`` they
     are only counted. Raises InvalidPayload.
     """
@@ -82,7 +88,11 @@ def send_many_now(engine: Engine, wanted: EmailFilter, *, limit: int = 1000, dry
         counted = connection.execute(select(_STANDING, func.count().label("number")).where(*which).group_by("standing"))
         counts: dict[str, int] = {row.standing: row.number for row in counted}
         ids = connection.execute(chosen.limit(limit)).scalars().all()
-    made_due = len(ids) if dry_run else sum(_in_chunks(engine, ids))
+    made_due = len(ids)
+    if ids and not dry_run:
+        asked = _asked(wanted) | {"limit": limit}
+        action = in_transaction(engine, lambda one: actions.note(one, ActionKind.MADE_DUE, who, asked=asked))
+        made_due = sum(_in_chunks(engine, ids, action))
     left_out = (counts.get(standing, 0) for standing in ("due", "scheduled", "uncertain"))
     return Expedited(sum(counts.values()), made_due, *left_out)
 
@@ -96,9 +106,22 @@ def _check(wanted: EmailFilter, dry_run: bool) -> None:
         raise InvalidPayload("missing_field", words, "state")
 
 
-def _in_chunks(engine: Engine, ids: Sequence[int]) -> Iterator[int]:
+def _asked(wanted: EmailFilter) -> dict[str, object]:
+    """For the journal, which outlives a person: without the address."""
+    given = {name: getattr(wanted, name) for name in EmailFilter.__struct_fields__}
+    named = {name: msgspec.to_builtins(value) for name, value in given.items() if value is not None}
+    return named | ({"user": mask(wanted.user)} if wanted.user is not None else {})
+
+
+def _in_chunks(engine: Engine, ids: Sequence[int], action: int) -> Iterator[int]:
     for n in range(0, len(ids), CHUNK):
-        yield in_transaction(engine, partial(_make_due, ids=ids[n : n + CHUNK]))
+        yield in_transaction(engine, partial(_make_some_due, ids=ids[n : n + CHUNK], action=action))
+
+
+def _make_some_due(connection: Connection, ids: Sequence[int], action: int) -> int:
+    count = _make_due(connection, ids)
+    actions.count_more(connection, action, count)
+    return count
 
 
 def _make_due(connection: Connection, ids: Sequence[int]) -> int:

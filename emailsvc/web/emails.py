@@ -12,6 +12,7 @@ from emailsvc.clock import isoformat
 from emailsvc.context import service
 from emailsvc.intake import addresses
 from emailsvc.reports.answers import EmailAnswer, EmailPage, LookupAnswer
+from emailsvc.web import auth
 from emailsvc.web.answers import (
     CancelAnswer,
     LookupRequest,
@@ -54,7 +55,9 @@ def search(body: SearchRequest) -> EmailPage:
 
 @blueprint.declare("POST", "/emails/send", "operator", "Make many pending e-mails due at once")
 def send_many(body: SendRequest) -> SendManyAnswer:
-    done = outbox.send_many_now(service().engine, body, limit=int(body.limit), dry_run=body.dry_run)
+    done = outbox.send_many_now(
+        service().engine, body, limit=int(body.limit), dry_run=body.dry_run, who=auth.operator_name()
+    )
     if done.made_due and not body.dry_run:
         service().wake()
         log.info("made_due", extra={"fields": {"emails": done.made_due}})
@@ -66,7 +69,7 @@ def send_many(body: SendRequest) -> SendManyAnswer:
     codes=("not_found", "already_sent", "sending", "failed", "cancelled", "maybe_sent", "scheduled"),
 )  # fmt: skip
 def send(email_id: str) -> SendAnswer:
-    due = outbox.send_now(service().engine, email_id)
+    due = outbox.send_now(service().engine, email_id, who=auth.operator_name())
     service().wake()
     log.info("made_due", extra={"fields": {"email_id": email_id}})
     return SendAnswer(email_id, "pending", isoformat(due))

@@ -314,7 +314,7 @@ def test_every_command_is_described() -> None:
         command.name for command in (cli.run_everything, cli.stats, cli.pause, cli.resume, cli.check, cli.send_test)
     }
     single |= {command.name for command in (cli.erase, cli.secret, cli.end_outage)}
-    grouped = {f"dead-letters {name}" for name in cli.dead_letters.commands}
+    grouped = {f"{group.name} {name}" for group in (cli.dead_letters, cli.emails) for name in group.commands}
     assert {name for name in single | grouped if f"`flask {name}" not in listed} == set()
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from emailsvc import outbox
+from emailsvc.intake.filters import EmailFilter
 from emailsvc.outbox import Idle, expediting
+from emailsvc.outbox.transaction import in_transaction
 from emailsvc.settings.config import Config
 from tests.emails import DEFERRED, REJECTED, SENT, UNCERTAIN, accept, claim, make_due, record, row, token
 from tests.webkit import ON_SQLITE, StrictClient
@@ -123,29 +126,33 @@ def test_more_than_a_transaction_takes(
     assert ask(client, state="pending")["made_due"] == 5
 
 
+def change_one(engine: Engine, config: Config, how: str) -> None:
+    make_due(engine)
+    if how == "cancelled":
+        outbox.cancel(engine, "m-1")
+        return
+    made = claim(engine, config)
+    if how == "deferred again":
+        record(engine, config, made, DEFERRED)
+        outbox.release(engine, made.token)
+
+
 @pytest.mark.parametrize("meanwhile", ["claimed", "cancelled", "deferred again"])
 def test_what_becomes_of_one_while_many_are_made_due_stands(
     engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch, meanwhile: str
 ) -> None:
     deferred(engine, config, "m-1", "m-2")
-    make = expediting._make_due
+    transactions = 0
 
-    def late(connection: Any, ids: list[int]) -> int:
-        monkeypatch.undo()
-        connection.rollback()
-        make_due(engine)
-        if meanwhile == "cancelled":
-            outbox.cancel(engine, "m-1")
-        else:
-            made = claim(engine, config)
-            if meanwhile == "deferred again":
-                record(engine, config, made, DEFERRED)
-                outbox.release(engine, made.token)
-        with engine.begin() as again:
-            return make(again, ids)
+    def late(engine: Engine, work: Callable[[Connection], int]) -> int:
+        nonlocal transactions
+        transactions += 1
+        if transactions == 2:  # the first writes the journal
+            change_one(engine, config, meanwhile)
+        return in_transaction(engine, work)
 
-    monkeypatch.setattr(expediting, "_make_due", late)
-    outbox.send_many_now(engine, expediting.EmailFilter(user="m-1@example.com"))
+    monkeypatch.setattr(expediting, "in_transaction", late)
+    outbox.send_many_now(engine, EmailFilter(user="m-1@example.com"))
     expected = {"claimed": ("sending", 1), "cancelled": ("cancelled", 1), "deferred again": ("pending", 2)}
     assert (row(engine).status, row(engine).attempts) == expected[meanwhile]
 
@@ -170,6 +177,21 @@ def test_what_becomes_of_one_while_many_are_made_due_stands(
 def test_a_bad_choice_is_named(client: FlaskClient, wanted: dict[str, Any], code: str, field: str) -> None:
     answer = client.post("/emails/send", json=wanted).get_json()
     assert (answer["status"], answer["code"], answer["field"]) == (400, code, field)
+
+
+def test_the_journal_tells_of_it_without_an_address(client: FlaskClient, engine: Engine, config: Config) -> None:
+    deferred(engine, config, "m-1", user="ada@example.com")
+    deferred(engine, config, "m-2", "m-3")
+    client.post("/emails/m-1/send")
+    client.post("/emails/m-1/send")
+    ask(client, user="m-2@example.com", since="2020-01-01T00:00:00Z")
+    ask(client, user="m-2@example.com")
+    ask(client, user="m-3@example.com", dry_run=True)
+    told = client.get("/actions").get_json()["actions"]
+    assert [(one["kind"], one["done"], one["filter"]) for one in told] == [
+        ("made_due", 1, {"user": "m…@example.com", "since": "2020-01-01T00:00:00Z", "limit": 1000}),
+        ("made_due", 1, {"email_id": "m-1"}),
+    ]
 
 
 @ON_SQLITE
