@@ -9,7 +9,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from flask import Flask
 from sqlalchemy import Engine
@@ -31,11 +30,9 @@ from emailsvc.errors import ConfigurationError, brief
 from emailsvc.mail.files import FileTransport
 from emailsvc.mail.smtp import SmtpTransport
 from emailsvc.mail.transport import Transport
-from emailsvc.settings.config import Config, from_environment
+from emailsvc.settings.config import INSTANCE, Config, from_environment
 from emailsvc.wakeups import queue, tasks
 from emailsvc.wakeups.locks import LocalLocks, RedisLocks
-
-INSTANCE = Path(__file__).parent.parent / "instance"
 
 logger = logging.getLogger("emailsvc")
 

@@ -16,6 +16,7 @@ class ServiceError(Exception):
         self.code = code
         self.detail = detail
         self.field = field
+        self.email_id: str | None = None  # of the e-mail that is refused, where it can be told
 
 
 class InvalidPayload(ServiceError):

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import sys
+from contextvars import ContextVar
 from typing import Any
 
 from emailsvc.clock import isoformat, utcnow
@@ -15,6 +16,7 @@ EVENTS = {
     "accepted": ("INFO", "a webhook was stored"),
     "duplicate": ("INFO", "a webhook with a known id and the same content"),
     "mismatch": ("INFO", "a webhook with a known id and other content"),
+    "webhook_refused": ("WARNING", "a webhook, or one e-mail of a batch, was answered 4xx; `code` and `field` say why (401 and 403: `access_denied`)"),
     "sent": ("INFO", "the mail server took it"),
     "deferred": ("WARNING", "it will be tried again, in `retry_in` seconds"),
     "dead_lettered": ("WARNING", "given up; see `reason` and `text`"),
@@ -36,7 +38,7 @@ EVENTS = {
     "message_unreadable": ("WARNING", "a message in the wake-up queue is none of this service: passed over"),
     "lock_unavailable": ("WARNING", "Redis is away: a lock was not taken"),
     "lock_not_released": ("WARNING", "Redis is away: a lock stays until it times out"),
-    "database_away": ("WARNING, ERROR", "the database does not answer a worker (ERROR: at startup)"),
+    "database_away": ("WARNING, ERROR", "the database does not answer a worker, or takes no counts of refused webhooks (ERROR: at startup)"),
     "database_unavailable": ("ERROR", "a request was answered 503, because the database does not answer"),
     "database_hangs": ("ERROR", "the database takes connections and does not answer"),
     "database_encoding": ("WARNING", "a database in use is not UTF8: an e-mail that it cannot hold is answered 500; an empty one is refused"),
@@ -57,6 +59,9 @@ EVENTS = {
 }  # fmt: skip
 """Every event by its name, with its levels and meaning; the README of the commands is written from it."""
 
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""Of the request at hand, and in each of its lines."""
+
 
 def mask(address: str | None) -> str:
     """``a…@example.com``: enough to recognise a domain's trouble, not a person."""
@@ -71,7 +76,7 @@ def without_addresses(text: str) -> str:
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     fields = getattr(record, "fields", {})
-    return {key: value for key, value in fields.items() if value is not None}
+    return {key: value for key, value in {**fields, "request_id": request_id.get()}.items() if value is not None}
 
 
 class TextFormatter(logging.Formatter):

@@ -22,6 +22,7 @@ from emailsvc.app import create_app
 from emailsvc.db import schema
 from emailsvc.settings import config as configuration
 from emailsvc.settings.config import Config
+from emailsvc.web.refused import EXTENSION
 from tests.databases import Databases
 from tests.servers import MissingServer, PgBouncer, PostgreSQL, Redis
 from tests.smtpd import Smtpd
@@ -234,6 +235,7 @@ def make_app() -> Iterator[Callable[[Config], Flask]]:
 
     yield make
     for app in made:
+        app.extensions[EXTENSION].flush(last=True)  # not by a timer, later, into the next test's database
         app.extensions["emailsvc"].engine.dispose()
 
 

@@ -22,6 +22,9 @@ TOTALS = datetime(1970, 1, 1, tzinfo=UTC)
 
 TOTAL_OF = "total_"
 
+REFUSED = "no:"
+"""Before the code with which webhooks were refused: the longest fits into ``Counter.kind``, also as a total."""
+
 
 class Marks(NamedTuple):
     """Up to when each is counted; None: not begun, because no sweep has come since the upgrade."""
@@ -71,6 +74,7 @@ class Counts:
     cancelled: int
     failed_attempts: int
     dead_letters: int
+    refused: dict[str, int]  # by code
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +102,10 @@ def read_counts(connection: Connection) -> Counts:
         failed, cancelled = _failed(tally), tally["cancelled"]
         letters = failed - tally["discarded"]
     received, sending, sent = tally["received"], tally["sending"], tally["sent"]
+    refused = {kind.removeprefix(REFUSED): tally[kind] for kind in sorted(tally) if kind.startswith(REFUSED)}
     return Counts(
         received, tally["duplicates"], tally["mismatches"], received - sending - sent - failed - cancelled, sending,
-        sent, failed, cancelled, tally["failed_attempts"], letters,
+        sent, failed, cancelled, tally["failed_attempts"], letters, refused,
     )  # fmt: skip
 
 

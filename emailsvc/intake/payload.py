@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
@@ -111,6 +112,10 @@ class NewEmail(msgspec.Struct, frozen=True):
     size: int
 
 
+class _Identified(msgspec.Struct):
+    email_id: EmailId
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """The parts of the configuration that decide what is valid."""
@@ -122,11 +127,21 @@ class Rules:
 _UNQUOTED = bytes({*range(32, 127), *b"\t\r\n"} - {*b"="})  # what quoted-printable leaves as it is
 
 _emails = msgspec.json.Decoder(EmailPayload)
+_ids = msgspec.json.Decoder(_Identified)
 _envelopes = msgspec.json.Decoder(_Envelope)
 
 
 def parse_email(raw: bytes, rules: Rules) -> NewEmail:
-    """Raises InvalidPayload with a stable code and the field at fault."""
+    """Raises InvalidPayload with a stable code, the field at fault, and the e-mail's id if that is not it."""
+    try:
+        return _parse(raw, rules)
+    except InvalidPayload as exc:
+        with suppress(ValueError, RecursionError):
+            exc.email_id = _ids.decode(raw).email_id
+        raise
+
+
+def _parse(raw: bytes, rules: Rules) -> NewEmail:
     payload = decode(_emails, raw)
     _check(payload, rules)
     send_at, expires_at = in_utc(payload.send_at), in_utc(payload.expires_at)

@@ -8,6 +8,7 @@ from emailsvc.outbox.accepting import Accepted, Reception, Verdict, accept, acce
 from emailsvc.outbox.cancelling import cancel
 from emailsvc.outbox.claims import Claim, Claimed, Idle, IdleReason, claim, recover, release, renew
 from emailsvc.outbox.contents import CARRIED_BYTES, Content, attachments, content
+from emailsvc.outbox.counters import count_refused
 from emailsvc.outbox.deadletters import Resolved, delivered, discard, replay, replay_many
 from emailsvc.outbox.doubt import InDoubt
 from emailsvc.outbox.erasure import erase
@@ -44,6 +45,7 @@ __all__ = [
     "cancel",
     "claim",
     "content",
+    "count_refused",
     "delivered",
     "discard",
     "end_outage",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, SmallInteger, bindparam, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, FromClause, SmallInteger, bindparam, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from emailsvc.db.counts import TOTAL_OF, TOTALS, Kind
+from emailsvc.db.counts import REFUSED, TOTAL_OF, TOTALS, Kind
 from emailsvc.db.models import Counter
 from emailsvc.db.sqltime import db_now
+from emailsvc.outbox.transaction import in_transaction
 
 COUNTER_SHARDS = 16
 
@@ -33,8 +35,22 @@ def add_to_counter(
 
     Without ``hour`` it is the current one.
     """
-    values = {"hour": _this_hour(connection.dialect.name) if hour is None else hour, "kind": kind, "value": value}
-    connection.execute(_ADD[connection.dialect.name].values(**values, shard=any_shard()))
+    _add(connection, kind, value, _this_hour(connection.dialect.name) if hour is None else hour)
+
+
+def count_refused(engine: Engine, counts: Mapping[str, int]) -> None:
+    """Add to this hour how many webhooks were refused with each code. Raises the database's errors."""
+
+    def add(connection: Connection) -> None:
+        for code in sorted(counts):
+            _add(connection, f"{REFUSED}{code}", counts[code], _this_hour(connection.dialect.name))
+
+    in_transaction(engine, add)
+
+
+def _add(connection: Connection, kind: str, value: int, hour: datetime | ColumnElement[Any]) -> None:
+    values = {"hour": hour, "kind": kind, "shard": any_shard(), "value": value}
+    connection.execute(_ADD[connection.dialect.name].values(**values))
 
 
 def add_to_total(connection: Connection, kind: str, value: int) -> None:

@@ -20,10 +20,19 @@ RowId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0)]
 
 
+class Held(msgspec.Struct):
+    since: str
+    reason: str | None
+
+
 class Delivery(msgspec.Struct):
+    """``state``, ``since`` and ``reason`` tell of the pause when there is an outage, too; the others of each."""
+
     state: DeliveryState
     since: str | None
     reason: str | None
+    paused: Held | None
+    outage: Held | None
 
 
 class Totals(msgspec.Struct):
@@ -39,11 +48,15 @@ class Totals(msgspec.Struct):
 
 
 class Stats(Totals):
-    """`GET /stats`. ``oldest_pending_seconds`` is about what is due; null when nothing is."""
+    """`GET /stats`. ``oldest_pending_seconds`` is about what is due; null when nothing is.
+
+    ``refused`` counts webhooks by problem code.
+    """
 
     dead_letters: Count
     oldest_pending_seconds: float | None
     delivery: Delivery
+    refused: dict[str, Count]
 
 
 class DeadLetter(msgspec.Struct):

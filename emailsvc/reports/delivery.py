@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from sqlalchemy import Connection, Engine, select
 
 from emailsvc.clock import isoformat
 from emailsvc.db.models import Switch
 from emailsvc.db.snapshots import snapshot
-from emailsvc.reports.answers import Delivery
+from emailsvc.reports.answers import Delivery, Held
 from emailsvc.vocabulary import DeliveryState
 
 
@@ -18,8 +20,13 @@ def delivery_state(engine: Engine) -> Delivery:
 
 def read_delivery(connection: Connection) -> Delivery:
     switch = connection.execute(select(Switch)).one()
-    if switch.paused_at is not None:
-        return Delivery(DeliveryState.PAUSED, isoformat(switch.paused_at), switch.pause_reason)
-    if switch.outage_since is not None:
-        return Delivery(DeliveryState.OUTAGE, isoformat(switch.outage_since), switch.outage_reason)
-    return Delivery(DeliveryState.RUNNING, None, None)
+    paused, outage = _held(switch.paused_at, switch.pause_reason), _held(switch.outage_since, switch.outage_reason)
+    if paused is not None:
+        return Delivery(DeliveryState.PAUSED, paused.since, paused.reason, paused, outage)
+    if outage is not None:
+        return Delivery(DeliveryState.OUTAGE, outage.since, outage.reason, paused, outage)
+    return Delivery(DeliveryState.RUNNING, None, None, paused, outage)
+
+
+def _held(since: datetime | None, reason: str | None) -> Held | None:
+    return None if since is None else Held(isoformat(since), reason)

@@ -20,6 +20,7 @@ def _connections() -> int:
 
 
 worker_class = "emailsvc.serving.worker.Worker"
+logger_class = "emailsvc.serving.logger.Logger"
 threads = 16  # more than there are database connections, for what needs none
 worker_connections = _connections()
 timeout = 30

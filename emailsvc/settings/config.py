@@ -18,6 +18,8 @@ from emailsvc.vocabulary import OnUncertain
 
 T = TypeVar("T")
 
+INSTANCE = Path(__file__).parents[2] / "instance"
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:

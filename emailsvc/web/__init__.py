@@ -8,10 +8,13 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Flask
 
+from emailsvc import outbox
 from emailsvc.clock import monotonic
 from emailsvc.db.promptness import promptly
 from emailsvc.web import actions, auth, deadletters, delivery, emails, health, openapi, problems, stats, webhook
 from emailsvc.web.contract import CONVERTERS
+from emailsvc.web.refused import EXTENSION, RefusedWebhooks
+from emailsvc.web.tracing import traced
 
 ON_EVERY_ANSWER = {
     "cache-control": ("Cache-Control", "no-store"),
@@ -32,9 +35,12 @@ def register(app: Flask) -> None:
     app.url_map.converters |= CONVERTERS
     app.before_request(auth.refuse_strangers)
     problems.register(app)
+    app.extensions[EXTENSION] = RefusedWebhooks(
+        lambda counts: outbox.count_refused(app.extensions["emailsvc"].engine, counts)
+    )
     for blueprint in BLUEPRINTS:
         app.register_blueprint(blueprint)
-    app.wsgi_app = _prompt(_hardened(app.wsgi_app))  # type: ignore[method-assign, assignment]
+    app.wsgi_app = traced(_prompt(_hardened(app.wsgi_app)))  # type: ignore[method-assign, assignment]
 
 
 def _prompt(serve: WSGIApplication) -> WSGIApplication:

@@ -74,6 +74,10 @@ class _Collector:
             yield CounterMetricFamily(f"emailsvc_{name}", meaning, value=values[name])
         for name, meaning in _GAUGES.items():
             yield GaugeMetricFamily(f"emailsvc_{name}", meaning, value=values[name])
+        refused = CounterMetricFamily("emailsvc_refused", "Webhooks refused", labels=["code"])
+        for code, count in self.stats.refused.items():
+            refused.add_metric([code], count)
+        yield refused
         oldest = self.stats.oldest_pending_seconds or 0
         yield GaugeMetricFamily("emailsvc_oldest_pending_seconds", "Age of the oldest due e-mail", value=oldest)
         state = GaugeMetricFamily("emailsvc_delivery", "1 for the state that delivery is in", labels=["state"])

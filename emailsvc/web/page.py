@@ -18,12 +18,17 @@ PAGE = """<!doctype html>
 {% if stats.delivery.reason %}({{ stats.delivery.reason }}){% endif %}
 {% if stats.delivery.state == "paused" %}<button data-post="/delivery/resume">Resume</button>
 {% else %}<button data-post="/delivery/pause">Pause</button>{% endif %}
-{% if stats.delivery.state == "outage" %}<button data-post="/delivery/end-outage">End outage</button>{% endif %}
+{% if stats.delivery.outage and stats.delivery.paused %}; also an <strong class="outage">outage</strong>
+since {{ stats.delivery.outage.since }} ({{ stats.delivery.outage.reason }}){% endif %}
+{% if stats.delivery.outage %}<button data-post="/delivery/end-outage">End outage</button>{% endif %}
 <span id="said" role="status"></span></p>
 <table>
-{% for name, value in stats.items() if name != "delivery" %}
+{% for name, value in stats.items() if name not in ("delivery", "refused") %}
 <tr><th scope="row">{{ name | replace("_", " ") }}</th>
 <td class="number">{{ "–" if value is none else value }}</td></tr>
+{% endfor %}
+{% for code, value in stats.refused.items() %}
+<tr><th scope="row">refused: {{ code | replace("_", " ") }}</th><td class="number">{{ value }}</td></tr>
 {% endfor %}
 </table>
 <h2>Dead letters</h2>

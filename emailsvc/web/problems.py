@@ -13,6 +13,7 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntity
 from werkzeug.http import HTTP_STATUS_CODES
 
 from emailsvc.errors import ServiceError, brief
+from emailsvc.web import refused
 from emailsvc.web.answers import Problem
 
 log = logging.getLogger("emailsvc.web")
@@ -44,6 +45,8 @@ def problem(
 
 
 def _service_error(error: ServiceError) -> Response:
+    if _is_webhook():
+        refused.note(error.status, error.code, error.field, error.email_id)
     answer = problem(error.status, error.code, error.detail, error.field)
     if error.status == 401:
         # RFC 9110 §11.6.1. Basic only where a person may be looking, so that no script gets a browser's login window.
@@ -54,16 +57,27 @@ def _service_error(error: ServiceError) -> Response:
 
 def _http_exception(error: HTTPException) -> Response:
     status = error.code or 500  # never a redirect: Flask answers those itself
-    if isinstance(error, ClientDisconnected):
-        return problem(400, "incomplete_body", "The body ended before its announced length.")
-    if isinstance(error, RequestEntityTooLarge):
-        return problem(413, "too_large", f"The body exceeds {request.max_content_length} bytes (MAX_REQUEST_BYTES).")
-    code = _CODES.get(status) or re.sub(r"\W+", "_", HTTP_STATUS_CODES[status].lower())
-    answer = problem(status, code, error.description or HTTP_STATUS_CODES[status])
+    code, detail = _told(error, status)
+    if _is_webhook():
+        refused.note(status, code)
+    answer = problem(status, code, detail)
     allowed = error.get_response().headers.get("Allow")
     if allowed:
         answer.headers["Allow"] = allowed
     return answer
+
+
+def _told(error: HTTPException, status: int) -> tuple[str, str]:
+    if isinstance(error, ClientDisconnected):
+        return "incomplete_body", "The body ended before its announced length."
+    if isinstance(error, RequestEntityTooLarge):
+        return "too_large", f"The body exceeds {request.max_content_length} bytes (MAX_REQUEST_BYTES)."
+    title = HTTP_STATUS_CODES[status]
+    return _CODES.get(status) or re.sub(r"\W+", "_", title.lower()), error.description or title
+
+
+def _is_webhook() -> bool:
+    return request.blueprint == "webhook"
 
 
 def _database_away(error: Exception) -> Response:

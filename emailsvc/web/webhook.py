@@ -12,6 +12,7 @@ from emailsvc.errors import InvalidPayload, ServiceError
 from emailsvc.intake.payload import BatchPayload, EmailPayload, Rules, parse_batch, parse_email
 from emailsvc.settings.config import Config
 from emailsvc.vocabulary import Status
+from emailsvc.web import refused
 from emailsvc.web.answers import AcceptedAnswer, BatchAnswer, BatchResult, DuplicateAnswer
 from emailsvc.web.contract import Routes
 from emailsvc.web.reading import answer, json_body
@@ -66,6 +67,7 @@ def _duplicate(accepted: outbox.Accepted, mismatch: bool) -> DuplicateAnswer:
 
 
 def _invalid(index: int, error: InvalidPayload) -> BatchResult:
+    refused.note(error.status, error.code, error.field, error.email_id)
     return BatchResult(index, "invalid", code=error.code, field=error.field, detail=error.detail)
 
 

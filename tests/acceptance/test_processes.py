@@ -11,10 +11,16 @@ import pytest
 
 from tests.stack import ROOT
 
+LOAD = "from pathlib import Path; from emailsvc import app; app.INSTANCE = Path('instance').resolve(); app.load()"
+
 
 def test_a_process_that_serves_names_a_misspelt_setting_once(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "from emailsvc import app; app.INSTANCE = app.Path('instance').resolve(); app.load()"],
+        [
+            sys.executable,
+            "-c",
+            LOAD,
+        ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "SMPT_URL": "smtp://h"},
         capture_output=True,

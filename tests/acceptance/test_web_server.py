@@ -42,6 +42,24 @@ def small(make_stack: Callable[..., Stack]) -> Stack:
     return make_stack(MAX_REQUEST_BYTES=str(LIMIT), WEB_CONCURRENCY="1")
 
 
+def test_a_request_can_be_followed_and_a_refusal_outlives_the_process(small: Stack) -> None:
+    """Every line is JSON, gunicorn's own too; what was refused shortly before the end is counted."""
+    small.environ["LOG_FORMAT"] = "json"
+    web = serve(small)
+    answer = small.post(payload(user="nobody"))
+    assert (answer.status, answer.json["field"]) == (400, "user")
+    assert small.stats()["refused"] == {}
+    small.hang_up()
+    web.term()
+    web.wait()
+    lines = [json.loads(line) for line in web.output().splitlines()]
+    (told,) = [line for line in lines if line["event"] == "webhook_refused"]
+    assert told["request_id"] == answer.headers["x-request-id"]
+    assert [line["event"] for line in lines if line["event"].startswith("Listening at")]
+    assert {line["logger"] for line in lines} >= {"gunicorn.error", "emailsvc.web"}
+    assert json.loads(small.run("flask stats").stdout)["refused"] == {"invalid_field": 1}
+
+
 @pytest.fixture(scope="module")
 def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack = Stack(tmp_path_factory.mktemp("shared"), MAX_REQUEST_BYTES=str(LIMIT), WEB_CONCURRENCY="1")

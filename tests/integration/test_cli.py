@@ -94,7 +94,7 @@ def test_pause_holds_delivery_and_resume_lets_it_go_on(flask: Flasks, engine: En
     assert shown(flask("pause"))["since"] == paused["since"]
     accept(engine, config, "one")
     assert not isinstance(outbox.claim(engine, secrets.token_hex(16), config), Claim)
-    assert shown(flask("resume")) == {"state": "running", "since": None, "reason": None}
+    assert shown(flask("resume")) == {"state": "running", "since": None, "reason": None, "paused": None, "outage": None}
     assert isinstance(outbox.claim(engine, secrets.token_hex(16), config), Claim)
 
 
@@ -103,7 +103,7 @@ def test_end_outage_ends_one_and_says_when_there_is_none(flask: Flasks, engine: 
     attempt(engine, config, Result(Outcome.OUTAGE, "connection refused"))
     assert not isinstance(outbox.claim(engine, secrets.token_hex(16), config), Claim)
     done = flask("end-outage")
-    assert shown(done) == {"state": "running", "since": None, "reason": None}
+    assert shown(done) == {"state": "running", "since": None, "reason": None, "paused": None, "outage": None}
     assert re.fullmatch(r"Ended an outage of [0-9]+ s\.\n", done.stderr)
     assert isinstance(outbox.claim(engine, secrets.token_hex(16), config), Claim)
     done = flask("end-outage")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import timedelta
 from itertools import chain, repeat
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from flask import Flask
@@ -48,12 +48,12 @@ HOUR = timedelta(hours=1)
 POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
-def counts(engine: Engine) -> dict[str, int]:
+def counts(engine: Engine) -> dict[str, Any]:
     with snapshot(engine) as connection:
         return asdict(read_counts(connection))
 
 
-def in_every_state(engine: Engine, config: Config) -> dict[str, int]:
+def in_every_state(engine: Engine, config: Config) -> dict[str, Any]:
     """What the counts must be."""
     accept(engine, config, *"abcdefgh")
     made = claim(engine, config)
@@ -67,9 +67,10 @@ def in_every_state(engine: Engine, config: Config) -> dict[str, int]:
     outbox.delivered(engine, letters[1])
     accept(engine, config, "a")
     outbox.accept(engine, new_email("a", subject="Other"), config)
+    outbox.count_refused(engine, {"not_json": 3, "too_large": 1})
     return {
         "received": 8, "duplicates": 1, "mismatches": 1, "pending": 1, "sending": 0, "sent": 3, "failed": 2,
-        "cancelled": 2, "failed_attempts": 4, "dead_letters": 1,
+        "cancelled": 2, "failed_attempts": 4, "dead_letters": 1, "refused": {"not_json": 3, "too_large": 1},
     }  # fmt: skip
 
 

@@ -100,13 +100,16 @@ def test_a_bad_look_up_is_named(client: FlaskClient, body: object, field: str) -
     assert (answer.status_code, answer.json["field"]) == (400, field)
 
 
+RUNNING = {"state": "running", "since": None, "reason": None, "paused": None, "outage": None}
+
+
 def test_stats_are_json_for_curl_and_a_page_for_a_browser(client: FlaskClient, engine: Engine) -> None:
     client.post("/webhook/email", json=payload())
     client.post("/webhook/email", json=payload())
     stats = client.get("/stats", headers={"Accept": "*/*"}).json
     assert stats is not None
     assert (stats["received"], stats["duplicates"], stats["pending"], stats["dead_letters"]) == (1, 1, 1, 0)
-    assert stats["delivery"] == {"state": "running", "since": None, "reason": None}
+    assert stats["delivery"] == RUNNING
     dead_letter(client, engine, "<script>alert(1)</script>")
     client.post("/delivery/pause", json={"reason": "<img src=x>"})
     page = client.get("/stats", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
@@ -250,7 +253,13 @@ def test_delivery_is_paused_and_resumed(client: FlaskClient) -> None:
     paused = client.post("/delivery/pause", json={"reason": "moving house"}).json
     assert paused is not None
     assert (paused["state"], paused["reason"]) == ("paused", "moving house")
-    assert client.post("/delivery/resume").json == {"state": "running", "since": None, "reason": None}
+    assert client.post("/delivery/resume").json == {
+        "state": "running",
+        "since": None,
+        "reason": None,
+        "paused": None,
+        "outage": None,
+    }
     paused = client.post("/delivery/pause").json
     assert paused is not None
     assert paused["state"] == "paused"
@@ -264,11 +273,20 @@ def test_an_outage_is_ended(client: FlaskClient, engine: Engine, config: Config,
     assert client.get("/stats").get_json()["delivery"]["reason"] == OUTAGE.reply
     assert 'data-post="/delivery/end-outage"' in client.get("/stats", headers={"Accept": "text/html"}).text
     queued = app.extensions["huey"].pending_count()
-    assert client.post("/delivery/end-outage").json == {"state": "running", "since": None, "reason": None}
+    assert client.post("/delivery/end-outage").json == {
+        "state": "running",
+        "since": None,
+        "reason": None,
+        "paused": None,
+        "outage": None,
+    }
     assert app.extensions["huey"].pending_count() == queued + 1, "the workers are woken"
     assert outbox.may_start(engine)
     again = client.post("/delivery/end-outage")
-    assert (again.status_code, again.json) == (200, {"state": "running", "since": None, "reason": None})
+    assert (again.status_code, again.json) == (
+        200,
+        RUNNING,
+    )
     assert "end-outage" not in client.get("/stats", headers={"Accept": "text/html"}).text
 
 
