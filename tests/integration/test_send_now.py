@@ -119,11 +119,15 @@ def test_many_are_chosen_by_priority_and_time(client: FlaskClient, engine: Engin
 
 
 def test_more_than_a_transaction_takes(
-    client: FlaskClient, engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch
+    app: Flask, client: FlaskClient, engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(expediting, "CHUNK", 2)
     deferred(engine, config, *"abcde")
+    queued = app.extensions["huey"].pending_count()
+    assert ask(client, state="pending", dry_run=True)["made_due"] == 5
+    assert app.extensions["huey"].pending_count() == queued
     assert ask(client, state="pending")["made_due"] == 5
+    assert app.extensions["huey"].pending_count() == queued + 1, "the workers are woken"
 
 
 def change_one(engine: Engine, config: Config, how: str) -> None:
