@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import uuid
 from collections.abc import Callable
 
@@ -10,12 +11,13 @@ import click
 from flask import Flask
 from msgspec.structs import asdict
 
-from emailsvc import outbox, reports
+from emailsvc import __version__, outbox, reports
 from emailsvc.commands import diagnosis
 from emailsvc.commands.base import Command, as_, progress, show
 from emailsvc.commands.finding import emails
 from emailsvc.commands.start import run_everything
 from emailsvc.context import service
+from emailsvc.db import schema
 from emailsvc.intake import signing
 from emailsvc.intake.payload import Rules, parse_email
 from emailsvc.vocabulary import ActionKind, Reason
@@ -27,7 +29,7 @@ REASONS = [reason.value for reason in Reason]
 def register(app: Flask) -> None:
     for command in (
         *(run_everything, stats, pause, resume, end_outage, check, send_test, erase, secret, dead_letters),
-        *(actions, emails),
+        *(actions, emails, version),
     ):
         app.cli.add_command(command)
 
@@ -75,6 +77,12 @@ def check() -> None:
         click.echo(f"{finding.level:7} {finding.subject}: {finding.text}")
     if any(finding.level == "wrong" for finding in findings):
         raise SystemExit(1)
+
+
+@click.command()
+def version() -> None:
+    """What runs here. Needs no database."""
+    click.echo(f"emailsvc {__version__}, schema {schema.newest()}, Python {platform.python_version()}")
 
 
 @click.command("send-test", cls=Command)

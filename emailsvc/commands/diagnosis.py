@@ -30,6 +30,9 @@ from emailsvc.wakeups.locks import PREFIX
 GREYLISTING_SECONDS = 300.0
 """What a greylisting server commonly asks a new sender to wait."""
 
+CLOCK_SECONDS = 2.0
+"""The database's clock decides, but signatures and `Date` go by this machine's."""
+
 REDIS_KEYS = f"huey.*.emailsvc* and {PREFIX}*"
 """Every key of the service in Redis, and those on which the check tries what the service does."""
 
@@ -88,6 +91,7 @@ def _database(own: Service) -> Iterator[Finding]:
         problems = reports.readiness(own.engine, own.config)
         violations = reports.violations(own.engine, own.config)
         delivery = reports.delivery_state(own.engine)
+        vitals = reports.vitals(own.engine)
     except SQLAlchemyError as exc:
         advice = refused_by_pooler(exc) or f"{brief(exc)}; check DATABASE_URL"
         yield Finding("wrong", "database", f"cannot be used: {advice}")
@@ -96,12 +100,25 @@ def _database(own: Service) -> Iterator[Finding]:
         yield Finding("wrong", "readiness", problem)
     if not problems:
         yield Finding("ok", "readiness", "a worker is alive, and nothing has been due for too long")
+    yield from _seen(vitals)
     for violation in violations:
         yield Finding("wrong", "invariant", violation)
     if not violations:
         yield Finding("ok", "invariant", "holds")
     if delivery.state is not DeliveryState.RUNNING:
         yield Finding("warning", "delivery", f"{delivery.state} since {delivery.since}: {delivery.reason}")
+
+
+def _seen(vitals: reports.Vitals) -> Iterator[Finding]:
+    yield Finding("ok" if vitals.workers else "wrong", "workers", f"{vitals.workers} alive")
+    due = vitals.seconds_due
+    yield Finding("ok", "due", "nothing is" if due is None else f"the oldest e-mail has been for {due:,.0f} s")
+    if vitals.letters:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in vitals.letters.items())
+        yield Finding("warning", "dead letters", f"{sum(vitals.letters.values()):,} wait for a decision: {reasons}")
+    ahead = vitals.clock_ahead
+    said = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the database's"
+    yield Finding("ok" if abs(ahead) < CLOCK_SECONDS else "warning", "clock", said)
 
 
 def _redis(config: Config) -> Iterator[Finding]:
@@ -113,7 +130,10 @@ def _redis(config: Config) -> Iterator[Finding]:
             config.redis_url, socket_timeout=3, socket_connect_timeout=3, retry=Retry(NoBackoff(), 0)
         ) as client:
             _use(client)
+            evicts = _evicts(client)
         yield Finding("ok", "redis", "wake-ups and locks work")
+        if evicts:
+            yield Finding("warning", "redis memory", f"when it is full it drops keys, wake-ups too: {evicts}")
     except RedisError as exc:
         yield Finding("wrong", "redis", f"cannot be used: {exc}; {_what_to_do(exc)}")
 
@@ -137,6 +157,16 @@ def _use(client: Redis) -> None:
             client.delete(storage.queue_key)
             client.delete(storage.schedule_key)
             client.delete(lock.name)
+
+
+def _evicts(client: Redis) -> str | None:
+    """The policy by which it drops keys of ours; None when it does not, or does not tell."""
+    try:
+        memory = client.info("memory")
+    except ResponseError:  # the service itself needs no right to ask
+        return None
+    policy = memory.get("maxmemory_policy", "noeviction")
+    return f"its maxmemory-policy is {policy}" if memory.get("maxmemory") and policy != "noeviction" else None
 
 
 def _what_to_do(exc: RedisError) -> str:

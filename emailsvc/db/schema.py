@@ -29,6 +29,11 @@ def _known() -> tuple[str, ...]:
     return tuple(script.revision for script in ScriptDirectory.from_config(config).walk_revisions())
 
 
+def newest() -> str:
+    """The revision that this code needs."""
+    return _known()[0]
+
+
 def is_older(engine: Engine) -> bool:
     """Does the database lack something this code needs? A newer schema is fine: migrations only add.
 

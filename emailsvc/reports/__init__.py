@@ -11,6 +11,8 @@ from emailsvc.reports.invariant import violations as violations
 from emailsvc.reports.journal import actions as actions
 from emailsvc.reports.letters import dead_letter as dead_letter
 from emailsvc.reports.letters import dead_letters as dead_letters
+from emailsvc.reports.pulse import Vitals as Vitals
+from emailsvc.reports.pulse import vitals as vitals
 from emailsvc.reports.ready import MIN_FREE_BYTES as MIN_FREE_BYTES
 from emailsvc.reports.ready import disk_is_full as disk_is_full
 from emailsvc.reports.ready import readiness as readiness

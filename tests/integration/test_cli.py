@@ -20,9 +20,10 @@ from flask import Flask
 from flask.cli import FlaskGroup
 from sqlalchemy import Engine, text
 
-from emailsvc import outbox, reports
+from emailsvc import __version__, outbox, reports
 from emailsvc.app import create_app
 from emailsvc.commands.cli import REASONS
+from emailsvc.db import schema
 from emailsvc.intake import signing
 from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import Claim
@@ -341,6 +342,29 @@ def test_a_database_that_is_away_is_a_sentence(
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_an_upgrade_says_what_it_did(
+    make_app: Callable[[Config], Flask], tmp_path: Path, flask: Flasks, engine: Engine
+) -> None:
+    at = schema.newest()
+    assert flask("db", "upgrade").stdout == f"schema {at}, nothing to do\n"
+    empty = make_app(load({}, tmp_path / "empty"))
+    assert run(empty, "db", "upgrade").stdout == f"schema none → {at}\n"
+    assert run(empty, "db", "upgrade").stdout == f"schema {at}, nothing to do\n"
+    assert "schema" not in run(make_app(load({}, tmp_path / "another")), "stats").output
+
+
+def test_a_version_needs_no_database(make_app: Callable[[Config], Flask], tmp_path: Path) -> None:
+    told = run(make_app(load({"DATABASE_URL": "postgresql://127.0.0.1:1/none"}, tmp_path)), "version").stdout
+    assert re.fullmatch(rf"emailsvc {re.escape(__version__)}, schema {schema.newest()}, Python 3\.[0-9.]+\S*\n", told)
+
+
+def test_the_version_is_the_changelog_s() -> None:
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    newest = re.findall(r"^## \[([0-9.]+)\]", changes, re.MULTILINE)[0]
+    has_more = bool(re.search(r"^## \[Unreleased\]\s+###", changes, re.MULTILINE))
+    assert __version__ == newest + "+unreleased" * has_more
+
+
 # flask check
 
 
@@ -377,6 +401,7 @@ def test_check_is_content_with_a_laptop_and_says_what_it_lacks(
     levels = {subject: level for subject, (level, _) in found.items()}
     assert levels == {
         "configuration": "ok", "retries": "warning", "access": "warning", "database": "ok", "readiness": "ok",
+        "workers": "ok", "due": "ok", "clock": "ok",
         "invariant": "ok", "queue": "ok", "mail": "warning",
     }  # fmt: skip
 

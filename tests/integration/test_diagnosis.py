@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from flask import Flask
 from sqlalchemy import Engine, text
 
 from emailsvc import outbox, reports
+from emailsvc.clock import utcnow
 from emailsvc.commands.diagnosis import REDIS_KEYS, Finding, diagnose
 from emailsvc.reports import MIN_FREE_BYTES
 from emailsvc.settings.config import Config
+from tests.emails import REJECTED, UNCERTAIN, accept, claim, record
 from tests.servers import Redis, free_port
 
 sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -108,7 +111,51 @@ def test_the_rights_that_the_readme_gives_are_enough(redis_finding: Callable[...
     assert keys_of(own_redis) == []
 
 
+@sqlite_only
+@pytest.mark.parametrize(
+    ("policy", "limit", "warned"),
+    [("allkeys-lru", "64mb", True), ("allkeys-lru", "0", False), ("noeviction", "64mb", False)],
+)
+def test_a_redis_that_drops_keys_is_warned_about(
+    make_app: Callable[[Config], Flask], make_config: Callable[..., Config], own_redis: Redis,
+    policy: str, limit: str, warned: bool,
+) -> None:  # fmt: skip
+    with own_redis.client() as client:
+        client.config_set("maxmemory-policy", policy)
+        client.config_set("maxmemory", limit)
+    findings = diagnose(make_app(make_config(redis_url=own_redis.url)).extensions["emailsvc"])
+    assert [one.level for one in findings if one.subject == "redis memory"] == ["warning"] * warned
+    assert all(policy in one.text for one in findings if one.subject == "redis memory")
+
+
 # The database
+
+
+def test_what_waits_and_what_was_given_up_is_told(app: Flask, engine: Engine, config: Config) -> None:
+    assert found(app, "workers") == Finding("wrong", "workers", "0 alive")
+    assert found(app, "due") == Finding("ok", "due", "nothing is")
+    accept(engine, config, *"abcdef")
+    made = claim(engine, config)
+    for number, result in enumerate([REJECTED, UNCERTAIN, REJECTED]):
+        record(engine, config, made, result, number)
+    outbox.release(engine, made.token)
+    for name in ("one", "two"):
+        outbox.heartbeat(engine, name)
+    assert found(app, "workers") == Finding("ok", "workers", "2 alive")
+    assert re.fullmatch("the oldest e-mail has been for [0-9]+ s", found(app, "due").text)
+    assert found(app, "dead letters") == Finding(
+        "warning", "dead letters", "3 wait for a decision: rejected 2, uncertain 1"
+    )
+
+
+@pytest.mark.parametrize(("ahead", "level"), [(0, "ok"), (5, "warning"), (-5, "warning")])
+def test_a_clock_that_differs_from_the_database_s_is_told(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, ahead: int, level: str
+) -> None:
+    monkeypatch.setattr("emailsvc.reports.pulse.utcnow", lambda: utcnow() + timedelta(seconds=ahead))
+    finding = found(app, "clock")
+    assert finding.level == level
+    assert ("ahead of" if ahead > 0 else "") in finding.text
 
 
 def test_a_worker_must_be_alive(app: Flask, engine: Engine) -> None:

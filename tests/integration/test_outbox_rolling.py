@@ -142,7 +142,7 @@ def test_an_outcome_that_hangs_is_counted_once(engine: Engine, config: Config, a
     accept(engine, config, "a", "b")
     made = claim(engine, config)
     with engine.begin() as hanging:
-        moves.send(hanging, made.rows[0].id, made.token)
+        moves.send(hanging, made.rows[0].id, made.token, "250 taken", 0.1)
         record(engine, config, made, REJECTED, 1)
         outbox.roll_up(engine)
         assert counts(engine)["sent"] == 0

@@ -24,6 +24,8 @@ except OperationalError as exc:
     raise click.ClickException(f"The database cannot be used: {advice}.") from exc
 
 with connection:
+    before = schema.current_revision(connection)
+    connection.rollback()
     context.configure(connection=connection, target_metadata=db.metadata, compare_type=True)
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":
@@ -33,3 +35,8 @@ with connection:
             if unfit and schema.current_revision(connection) is None:
                 raise click.ClickException(f"The database cannot be used: {unfit}.")
         context.run_migrations()
+    after = schema.current_revision(connection)
+
+asked = click.get_current_context(silent=True)
+if asked is not None and asked.info_name == "upgrade":  # and no command that makes its SQLite file on the way
+    click.echo(f"schema {after}, nothing to do" if after == before else f"schema {before or 'none'} → {after}")
