@@ -92,6 +92,15 @@ def test_a_group_is_one_transaction_and_one_ring(desk: Desk) -> None:
     assert (len(made), desk.rings) == (2, 2)
 
 
+def test_the_ring_comes_after_the_commit(engine: Engine, config: Config) -> None:
+    """A worker that it wakes looks at once, and finds nothing else to wake it later."""
+    seen: list[int] = []
+    reception = outbox.Reception(engine, config, lambda: seen.append(reports.stats(engine).received))
+    reception.accept(new_email("m-1"))
+    reception.accept(new_email("m-2", attachments=[ATTACHMENT]))
+    assert seen == [1, 2]
+
+
 def test_duplicates_and_mismatches_in_a_group_are_judged_as_one_after_the_other(desk: Desk) -> None:
     outbox.accept(desk.engine, new_email("known"), desk.config)
     known, other = [new_email("known")] * 3, [new_email("known", subject="Other")] * 2

@@ -103,6 +103,7 @@ def test_a_leader_makes_one_transaction_and_hands_over_before_its_own_answer(air
     first, second = air.call(1), air.call(2)
     air.land(0)
     assert first[0].result(10) == "1"
+    wait_for(lambda: len(air.groups) == 2, 10, "the second transaction, or the third call would share it")
     third = air.call(3)
     assert not second[0].done()
     air.land(1)
@@ -170,7 +171,7 @@ def test_nobody_waits_for_longer_than_it_has(air: Air) -> None:
 
 def test_who_has_most_time_left_leads_so_that_its_time_is_the_groups(air: Air) -> None:
     first = air.call(1)
-    short, long = air.call(2, seconds=0.3) + air.call(3)
+    short, long = air.call(2, seconds=1) + air.call(3)
     air.land(0)
     assert isinstance(short.exception(10), PoolTimeout), "it waits for what 3 makes for as long as it has"
     assert air.groups[1] == [2, 3]
