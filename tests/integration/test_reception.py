@@ -15,6 +15,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import Engine, event, insert
 from sqlalchemy.exc import DataError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from emailsvc import outbox, reports
 from emailsvc.clock import monotonic, utcnow
@@ -248,6 +249,18 @@ def test_a_database_killed_in_the_middle_of_groups_keeps_every_202_and_repeats_a
         again = web.post("/webhook/email", json=payload(email_id)).status_code
         assert again == (200 if email_id in stored else 202), (email_id, status)
     assert reports.violations(engine, own_config) == []
+
+
+def test_nobody_waits_for_a_group_longer_than_its_own_request_may(desk: Desk) -> None:
+    """Those who lead may have come later, and have more time."""
+    desk.hold()
+
+    def post() -> Accepted:
+        with promptness.promptly(monotonic() - promptness.DATABASE_SECONDS + 0.2):
+            return desk.reception.accept(new_email("late"))
+
+    with pytest.raises(PoolTimeout):
+        desk.pool.submit(post).result(10)
 
 
 def test_while_the_database_hangs_every_webhook_is_answered_in_its_time(
