@@ -5,16 +5,21 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import shutil
 import sys
+from collections.abc import Sequence
 
 import click
 import msgspec
 from flask import current_app
 from sqlalchemy.exc import SQLAlchemyError
 
+from emailsvc.commands.terminal import table
 from emailsvc.context import service
 from emailsvc.db import schema
 from emailsvc.errors import ConfigurationError, ServiceError, brief
+
+AS_JSON = "emailsvc.json"
 
 
 class Command(click.Command):
@@ -34,6 +39,24 @@ class Command(click.Command):
 
 def show(value: object) -> None:
     click.echo(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False))
+
+
+def show_page(rows: Sequence[msgspec.Struct], page: msgspec.Struct, next_cursor: str | None) -> None:
+    """A table on a terminal, unless ``--json`` is given; the page as JSON for programs."""
+    if click.get_current_context().meta.get(AS_JSON) or not sys.stdout.isatty():
+        show(page)
+        return
+    for line in table([msgspec.to_builtins(row) for row in rows], shutil.get_terminal_size().columns):
+        click.echo(line)
+    if next_cursor is not None:
+        click.echo(f"more: --cursor {next_cursor}", err=True)
+
+
+def _as_json(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    ctx.meta[AS_JSON] = wanted
+
+
+json_ = click.option("--json", is_flag=True, expose_value=False, callback=_as_json, help="JSON on a terminal, too")
 
 
 def progress(done: int) -> None:

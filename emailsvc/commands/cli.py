@@ -13,8 +13,9 @@ from msgspec.structs import asdict
 
 from emailsvc import __version__, outbox, reports
 from emailsvc.commands import diagnosis
-from emailsvc.commands.base import Command, as_, progress, show
+from emailsvc.commands.base import Command, as_, json_, progress, show, show_page
 from emailsvc.commands.finding import emails
+from emailsvc.commands.following import follow
 from emailsvc.commands.start import run_everything
 from emailsvc.context import service
 from emailsvc.db import schema
@@ -87,7 +88,8 @@ def version() -> None:
 
 @click.command("send-test", cls=Command)
 @click.argument("address")
-def send_test(address: str) -> None:
+@click.option("--wait", is_flag=True, help="tell each step, until it is sent (exit status 0) or given up (1)")
+def send_test(address: str, wait: bool) -> None:
     """Accept one test e-mail to ADDRESS, as a webhook would; the worker sends it."""
     own = service()
     payload = {
@@ -100,6 +102,8 @@ def send_test(address: str) -> None:
     accepted = outbox.accept(own.engine, parse_email(json.dumps(payload).encode(), rules), own.config)
     own.wake()
     click.echo(f"accepted as {accepted.email_id}; a running worker sends it")
+    if wait:
+        follow(own.engine, accepted.email_id)
 
 
 @click.command(cls=Command)
@@ -130,9 +134,11 @@ def dead_letters() -> None:
 @click.option("--resolved", is_flag=True, help="those that were resolved already")
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True)
 @click.option("--cursor", help="next_cursor of the page before")
+@json_
 def list_(reason: str | None, resolved: bool, limit: int, cursor: str | None) -> None:
     """Newest first."""
-    show(reports.dead_letters(service().engine, reason=reason, resolved=resolved, limit=limit, cursor=cursor))
+    page = reports.dead_letters(service().engine, reason=reason, resolved=resolved, limit=limit, cursor=cursor)
+    show_page(page.dead_letters, page, page.next_cursor)
 
 
 @dead_letters.command("show", cls=Command)
@@ -190,7 +196,9 @@ def _resolve(act: Callable[..., outbox.Resolved], number: int, who: str) -> None
 @click.option("--who")
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True)
 @click.option("--cursor", help="next_cursor of the page before")
+@json_
 def actions(kind: str | None, who: str | None, limit: int, cursor: str | None) -> None:
     """Who did what, newest first."""
     kinds = None if kind is None else ActionKind(kind)
-    show(reports.actions(service().engine, kind=kinds, who=who, limit=limit, cursor=cursor))
+    page = reports.actions(service().engine, kind=kinds, who=who, limit=limit, cursor=cursor)
+    show_page(page.actions, page, page.next_cursor)

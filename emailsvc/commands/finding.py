@@ -8,7 +8,7 @@ import click
 
 from emailsvc import outbox, reports
 from emailsvc.clock import isoformat
-from emailsvc.commands.base import Command, as_, show
+from emailsvc.commands.base import Command, as_, json_, show, show_page
 from emailsvc.context import service
 from emailsvc.intake.decoding import convert
 from emailsvc.intake.filters import EmailFilter
@@ -46,9 +46,11 @@ def emails() -> None:
 )
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True)
 @click.option("--cursor", help="next_cursor of the page before")
+@json_
 def list_(order: str, limit: int, cursor: str | None, **given: str | None) -> None:
     """Find them, newest first or by when they are due."""
-    show(reports.search(service().engine, _chosen(given), order=Order(order), limit=limit, cursor=cursor))
+    page = reports.search(service().engine, _chosen(given), order=Order(order), limit=limit, cursor=cursor)
+    show_page(page.emails, page, page.next_cursor)
 
 
 @emails.command("show", cls=Command)

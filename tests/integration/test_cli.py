@@ -9,6 +9,7 @@ import re
 import secrets
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sqlalchemy import Engine, text
 
 from emailsvc import __version__, outbox, reports
 from emailsvc.app import create_app
+from emailsvc.commands import following
 from emailsvc.commands.cli import REASONS
 from emailsvc.db import schema
 from emailsvc.intake import signing
@@ -31,7 +33,7 @@ from emailsvc.settings.config import Config, load
 from emailsvc.vocabulary import Reason
 from tests.emails import accept
 from tests.factories import new_email
-from tests.servers import PostgreSQL, free_port
+from tests.servers import PostgreSQL, free_port, wait_for
 from tests.smtpd import Smtpd
 from tests.stack import ROOT
 
@@ -340,6 +342,65 @@ def test_a_database_that_is_away_is_a_sentence(
     assert done.stderr.startswith("Error: The database cannot be used: ")
     assert done.stderr.endswith("; check DATABASE_URL.\n")
     assert len(done.stderr.splitlines()) == 1
+
+
+@sqlite_only
+@pytest.mark.parametrize("words", [("emails", "list"), ("dead-letters", "list"), ("actions",)])
+def test_a_terminal_gets_a_table_that_fits_and_programs_get_json(
+    engine: Engine, config: Config, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    outbox.accept(engine, new_email("m-1", subject="A long subject " * 5), config)
+    attempt(engine, config, REJECTED)
+    outbox.pause(engine, "moving", who="ada")
+    lines = on_a_terminal(tmp_path, config, *words, columns=60).splitlines()
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 60
+    assert "{" not in lines[0]
+    assert json.loads(on_a_terminal(tmp_path, config, *words, "--json", columns=60))["next_cursor"] is None
+
+
+def on_a_terminal(tmp_path: Path, config: Config, *words: str, columns: int) -> str:
+    ours, theirs = pty.openpty()
+    program = [sys.executable, "-m", "flask", "--app", str(ROOT / "wsgi.py"), *words]
+    environ = {**os.environ, "DATABASE_URL": config.database_url, "PYTHONPATH": str(ROOT), "COLUMNS": str(columns)}
+    done = subprocess.run(program, cwd=tmp_path, env=environ, stdout=theirs, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 0, done.stderr
+    os.write(theirs, b"end")
+    shown = ""
+    while not shown.endswith("end"):
+        shown += os.read(ours, 10_000).decode()
+    for descriptor in (ours, theirs):
+        os.close(descriptor)
+    return shown.removesuffix("end")
+
+
+@sqlite_only
+@pytest.mark.parametrize(("result", "status", "event"), [(SENT, 0, "sent"), (REJECTED, 1, "rejected")])
+def test_a_test_e_mail_is_followed_to_its_end(
+    flask: Flasks, engine: Engine, config: Config, result: Result, status: int, event: str
+) -> None:
+    def work() -> None:
+        wait_for(lambda: reports.stats(engine).pending, 20, "the test e-mail")
+        attempt(engine, config, result)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    done = flask("send-test", "ada@example.com", "--wait")
+    worker.join()
+    assert done.exit_code == status, done.output
+    told = [line.split()[1] for line in done.stdout.splitlines()[1:]]
+    assert told[:2] == ["received", event]
+    assert result.reply in done.stdout
+
+
+@sqlite_only
+def test_a_test_e_mail_that_nobody_sends_is_not_waited_for_for_ever(
+    flask: Flasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "WAIT_SECONDS", 0.1)
+    done = flask("send-test", "ada@example.com", "--wait")
+    assert done.exit_code == 1
+    assert "it is pending: see `flask check`" in done.stderr
 
 
 def test_an_upgrade_says_what_it_did(
