@@ -122,7 +122,7 @@ def records(grown: Grown) -> None:
     made = claim(grown.engine, grown.config)
     for row, result in zip(made.rows, (SENT, DEFERRED, SUSPENDED, UNCERTAIN), strict=False):
         assert outbox.record(grown.engine, row, made.token, result, grown.config).won
-    assert outbox.SentTogether(grown.engine).record(made.rows[4], made.token)
+    assert outbox.SentTogether(grown.engine).record(made.rows[4], made.token, SENT.reply, 0.1)
     outbox.expire(grown.engine, made.rows[5], made.token, grown.config)
     outbox.renew(grown.engine, made.token, made.rows[6].id, 500)
     outbox.release(grown.engine, made.token)
