@@ -1,8 +1,9 @@
 """Rolling up: what rows tell is added to the counter of its hour, and the hours before last to a total.
 
 A moment is passed only when whatever was written before it is visible. On PostgreSQL a transaction that hangs in its
-commit is not, however long it takes: none is passed that began earlier and writes. A statement that has not written
-yet ends within ten seconds. SQLite has one writer, and that is the roll-up itself.
+commit is not, however long it takes: none is passed that began earlier and writes. One that has not written yet may
+still do so with the time of its statement, which ends within ten seconds. SQLite has one writer, and that is the
+roll-up itself. What is not passed is counted row by row, so the less of it the better.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ from emailsvc.outbox.transaction import in_transaction
 
 log = logging.getLogger("emailsvc.outbox")
 
+MARGIN_SECONDS = 5.0
+"""A session that just began may not show it yet."""
+
 SETTLED_SECONDS = 15.0
+"""Settled whoever has begun and not written, and whoever does not show whether it has begun."""
+
 HIDDEN_SECONDS = 300.0
 """Settled by time alone, where a session that writes does not show since when: one of another role, for example."""
 
@@ -36,9 +42,17 @@ MIN_STEP_SECONDS = 5.0
 HOUR = timedelta(hours=1)
 
 _SETTLED = text("""
-SELECT least(min(xact_start), statement_timestamp() - make_interval(secs =>
-    CASE WHEN count(*) > count(xact_start) THEN CAST(:hidden AS float) ELSE CAST(:settled AS float) END)) AS settled
-FROM pg_stat_activity WHERE datname = current_database() AND backend_xid IS NOT NULL AND usesysid IS NOT NULL
+SELECT least(
+    min(xact_start) FILTER (WHERE backend_xid IS NOT NULL),
+    min(statement_timestamp() - make_interval(secs => CAST(:hidden AS float)))
+        FILTER (WHERE backend_xid IS NOT NULL AND xact_start IS NULL),
+    greatest(
+        min(CASE WHEN coalesce(state, 'disabled') = 'disabled' THEN '-infinity' ELSE xact_start END),
+        statement_timestamp() - make_interval(secs => CAST(:settled AS float))
+    ),
+    statement_timestamp() - make_interval(secs => CAST(:margin AS float))
+) AS settled
+FROM pg_stat_activity WHERE datname = current_database() AND usesysid IS NOT NULL
 """).columns(settled=UtcDateTime)
 
 
@@ -53,8 +67,9 @@ def roll_up(engine: Engine) -> None:
 def settled_until(connection: Connection) -> datetime:
     """To be asked before what is counted is read, and once in a transaction: PostgreSQL remembers the answer."""
     if connection.dialect.name == "sqlite":
-        return connection.execute(select(db_in(-SETTLED_SECONDS))).scalar_one()
-    until: datetime = connection.execute(_SETTLED, {"settled": SETTLED_SECONDS, "hidden": HIDDEN_SECONDS}).scalar_one()
+        return connection.execute(select(db_in(-MARGIN_SECONDS))).scalar_one()
+    seconds = {"margin": MARGIN_SECONDS, "settled": SETTLED_SECONDS, "hidden": HIDDEN_SECONDS}
+    until: datetime = connection.execute(_SETTLED, seconds).scalar_one()
     return until
 
 
