@@ -29,6 +29,7 @@ EVENTS = {
     "replayed": ("INFO", "an operator sends it again"),
     "delivered": ("INFO", "an operator marked it as delivered"),
     "discarded": ("INFO", "an operator discarded it"),
+    "stopped": ("INFO", "an operator stopped an action, with so many dead letters `left`"),
     "paused": ("WARNING", "an operator paused delivery"),
     "resumed": ("WARNING", "an operator resumed delivery"),
     "outage_began": ("WARNING", "`reason` and `outcome` (`rejected`: a run of refusals) say why, `waiting` how many e-mails are due (counted up to 100,000)"),

@@ -103,6 +103,7 @@ class ActionKind(enum.StrEnum):
     DISCARDED = Resolution.DISCARDED
     ERASED = "erased"
     MADE_DUE = "made_due"
+    STOPPED = "stopped"
 
 
 class ActionState(enum.StrEnum):

@@ -67,7 +67,7 @@ def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def _path(path: str) -> str:
-    return path.replace("{dead_letter_id}", "<id>").replace("{email_id}", "<email_id>")
+    return path.replace("{dead_letter_id}", "<id>").replace("{action_id}", "<id>").replace("{email_id}", "<email_id>")
 
 
 def _comment(text: str) -> str:

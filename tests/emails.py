@@ -9,11 +9,13 @@ from typing import Any
 from sqlalchemy import Engine, delete, select, update
 
 from emailsvc import outbox
+from emailsvc.db.choosing import LetterFilter
 from emailsvc.db.counts import TOTALS
 from emailsvc.db.models import Attempt, Counter, DeadLetter, Email, Switch
 from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import Claim
 from emailsvc.settings.config import Config
+from emailsvc.vocabulary import Resolution
 from tests.factories import new_email
 
 SENT = Result(Outcome.SENT, "250 ok", 250)
@@ -41,6 +43,10 @@ def claim(engine: Engine, config: Config, **options: Any) -> Claim:
 
 def record(engine: Engine, config: Config, made: Claim, result: Result, number: int = 0) -> outbox.Recorded:
     return outbox.record(engine, made.rows[number], made.token, result, config, probe=made.probe)
+
+
+def replay_many(engine: Engine, *, limit: int = 1000, **chosen: Any) -> int:
+    return outbox.resolve_many(engine, Resolution.REPLAYED, LetterFilter(**chosen), limit=limit)
 
 
 def row(engine: Engine, email_id: str = "m-1") -> Any:

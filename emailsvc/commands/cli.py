@@ -5,26 +5,22 @@ from __future__ import annotations
 import json
 import platform
 import uuid
-from collections.abc import Callable
 
 import click
 from flask import Flask
-from msgspec.structs import asdict
 
 from emailsvc import __version__, outbox, reports
 from emailsvc.commands import diagnosis
-from emailsvc.commands.base import Command, as_, json_, progress, show, show_page
+from emailsvc.commands.base import Command, as_, progress, show
 from emailsvc.commands.finding import emails
 from emailsvc.commands.following import follow
+from emailsvc.commands.journal import actions
+from emailsvc.commands.letters import dead_letters
 from emailsvc.commands.start import run_everything
 from emailsvc.context import service
 from emailsvc.db import schema
 from emailsvc.intake import signing
 from emailsvc.intake.payload import Rules, parse_email
-from emailsvc.vocabulary import ActionKind, Reason
-
-DEAD_LETTER = click.IntRange(1, 2**63 - 1)
-REASONS = [reason.value for reason in Reason]
 
 
 def register(app: Flask) -> None:
@@ -122,83 +118,3 @@ def erase(address: str, who: str) -> None:
 def secret() -> None:
     """Print a new secret for WEBHOOK_SECRETS."""
     click.echo(signing.make_secret())
-
-
-@click.group("dead-letters")
-def dead_letters() -> None:
-    """What was given up: list, show, replay, delivered, discard."""
-
-
-@dead_letters.command("list", cls=Command)
-@click.option("--reason", type=click.Choice(REASONS))
-@click.option("--resolved", is_flag=True, help="those that were resolved already")
-@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True)
-@click.option("--cursor", help="next_cursor of the page before")
-@json_
-def list_(reason: str | None, resolved: bool, limit: int, cursor: str | None) -> None:
-    """Newest first."""
-    page = reports.dead_letters(service().engine, reason=reason, resolved=resolved, limit=limit, cursor=cursor)
-    show_page(page.dead_letters, page, page.next_cursor)
-
-
-@dead_letters.command("show", cls=Command)
-@click.argument("number", type=DEAD_LETTER)
-def show_(number: int) -> None:
-    """One dead letter with its e-mail's timeline."""
-    letter = reports.dead_letter(service().engine, number)
-    show({**asdict(letter), "email": reports.email(service().engine, letter.email_id)})
-
-
-@dead_letters.command(cls=Command)
-@click.argument("number", type=DEAD_LETTER, required=False)
-@click.option("--all", "every", is_flag=True, help="every unresolved one that matches, oldest first")
-@click.option("--reason", type=click.Choice(REASONS))
-@click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True)
-@click.option("--dry-run", is_flag=True, help="only say how many")
-@as_
-def replay(number: int | None, every: bool, reason: str | None, limit: int, dry_run: bool, who: str) -> None:
-    """Send one again, or with --all those that match."""
-    if (number is None) != every:
-        raise click.UsageError("Give either a dead letter's number or --all.")
-    if number is not None and (reason or dry_run):
-        raise click.UsageError("--reason and --dry-run go with --all; with a number, look at it with `show`.")
-    if number is not None:
-        _resolve(outbox.replay, number, who)
-    else:
-        count = outbox.replay_many(service().engine, reason=reason, limit=limit, dry_run=dry_run, who=who)
-        click.echo(f"{count} {'would be ' if dry_run else ''}replayed")
-    service().wake()
-
-
-@dead_letters.command(cls=Command)
-@click.argument("number", type=DEAD_LETTER)
-@as_
-def delivered(number: int, who: str) -> None:
-    """Mark as delivered: the e-mail becomes `sent`."""
-    _resolve(outbox.delivered, number, who)
-
-
-@dead_letters.command(cls=Command)
-@click.argument("number", type=DEAD_LETTER)
-@as_
-def discard(number: int, who: str) -> None:
-    """Never send it."""
-    _resolve(outbox.discard, number, who)
-
-
-def _resolve(act: Callable[..., outbox.Resolved], number: int, who: str) -> None:
-    resolved = act(service().engine, number, who=who)
-    click.echo(f"dead letter {resolved.id} of {resolved.email_id}: {resolved.resolution}")
-
-
-@click.command(cls=Command)
-@click.option("--kind", type=click.Choice([kind.value for kind in ActionKind]))
-@click.option("--who")
-@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True)
-@click.option("--cursor", help="next_cursor of the page before")
-@json_
-def actions(kind: str | None, who: str | None, limit: int, cursor: str | None) -> None:
-    """Who did what, newest first."""
-    kinds = None if kind is None else ActionKind(kind)
-    page = reports.actions(service().engine, kind=kinds, who=who, limit=limit, cursor=cursor)
-    show_page(page.actions, page, page.next_cursor)

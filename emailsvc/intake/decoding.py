@@ -23,10 +23,10 @@ _TYPES = {
     "array": "an array", "object": "an object", "datetime": "a time", "null": "null",
 }  # fmt: skip
 _RULES = {
-    "Expected `str` of length >= 1": "may not be empty",
+    "Expected `(?:str|array)` of length >= 1": "may not be empty",
     "Expected `str` of length <= ([0-9]+)": "may have at most {} characters",
     "Expected `(?:array|object)` of length <= ([0-9]+)": "may have at most {} entries",
-    "Expected `(?:int|float)` >= ([0-9]+)(?:[.]0)?": "must be at least {}",
+    "Expected `(?:int|float)` >= ([0-9]+(?:[.][1-9]+)?)(?:[.]0)?": "must be at least {}",
     "Expected `(?:int|float)` <= ([0-9]+)(?:[.]0)?": "must be at most {}",
     "Expected `float` that's a multiple of 1.0": "must be a whole number",
     "Invalid base64 encoded string": "must be base64 with padding",

@@ -5,11 +5,12 @@ nothing is sent while one is open.
 """
 
 from emailsvc.outbox.accepting import Accepted, Reception, Verdict, accept, accept_many
+from emailsvc.outbox.bulk import Preview, advance, preview, resolve_many, start, stop
 from emailsvc.outbox.cancelling import cancel
 from emailsvc.outbox.claims import Claim, Claimed, Idle, IdleReason, claim, recover, release, renew
 from emailsvc.outbox.contents import CARRIED_BYTES, Content, attachments, content
 from emailsvc.outbox.counters import count_refused
-from emailsvc.outbox.deadletters import Resolved, delivered, discard, replay, replay_many
+from emailsvc.outbox.deadletters import Resolved, delivered, discard, replay
 from emailsvc.outbox.doubt import InDoubt
 from emailsvc.outbox.erasure import erase
 from emailsvc.outbox.expediting import Expedited, send_many_now, send_now
@@ -32,6 +33,7 @@ __all__ = [
     "Idle",
     "IdleReason",
     "InDoubt",
+    "Preview",
     "Reception",
     "Recorded",
     "Released",
@@ -41,6 +43,7 @@ __all__ = [
     "Verdict",
     "accept",
     "accept_many",
+    "advance",
     "attachments",
     "cancel",
     "claim",
@@ -56,17 +59,20 @@ __all__ = [
     "look",
     "may_start",
     "pause",
+    "preview",
     "record",
     "recover",
     "release",
     "renew",
     "replay",
-    "replay_many",
+    "resolve_many",
     "resume",
     "retain",
     "roll_up",
     "send_many_now",
     "send_now",
+    "start",
+    "stop",
     "sweep",
     "try_commit",
 ]

@@ -6,8 +6,10 @@ from emailsvc.db.snapshots import snapshot as snapshot
 from emailsvc.reports.delivery import delivery_state as delivery_state
 from emailsvc.reports.emails import email as email
 from emailsvc.reports.emails import lookup as lookup
+from emailsvc.reports.groups import letter_groups as letter_groups
 from emailsvc.reports.invariant import glance as glance
 from emailsvc.reports.invariant import violations as violations
+from emailsvc.reports.journal import action as action
 from emailsvc.reports.journal import actions as actions
 from emailsvc.reports.letters import dead_letter as dead_letter
 from emailsvc.reports.letters import dead_letters as dead_letters

@@ -79,6 +79,22 @@ class DeadLetterPage(msgspec.Struct):
     next_cursor: str | None
 
 
+class LetterGroup(msgspec.Struct):
+    """``error`` without addresses and words with digits in them: a … stands for each."""
+
+    reason: Reason
+    code: int | None
+    enhanced: str | None
+    error: str
+    count: Count
+    first_at: str
+    last_at: str
+
+
+class LetterGroups(msgspec.Struct):
+    groups: list[LetterGroup]
+
+
 class EmailSummary(msgspec.Struct):
     """``user`` and ``subject`` are null once they were erased or scrubbed."""
 

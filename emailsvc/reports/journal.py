@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Engine, Row, select
 from emailsvc.clock import isoformat
 from emailsvc.db.models import Action
 from emailsvc.db.snapshots import snapshot
-from emailsvc.errors import InvalidPayload
+from emailsvc.errors import InvalidPayload, NotFound
 from emailsvc.reports import answers
 from emailsvc.vocabulary import ActionKind, ActionState
 
@@ -41,6 +41,15 @@ def actions(
         rows = connection.execute(statement.limit(limit + 1)).all()
     page = rows[:limit]
     return answers.ActionPage([_action(row) for row in page], f"{query}~{page[-1].id}" if len(rows) > limit else None)
+
+
+def action(engine: Engine, number: int) -> answers.Action:
+    """Raises NotFound."""
+    with snapshot(engine) as connection:
+        row = connection.execute(select(Action).where(Action.id == number)).first()
+    if row is None:
+        raise NotFound(f"There is no action {number}.")
+    return _action(row)
 
 
 def _conditions(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Row, select, tuple_
+from sqlalchemy import Engine, Row, select, tuple_
 
 from emailsvc.clock import EPOCH, MICROSECOND, isoformat
+from emailsvc.db.choosing import EVERY, UNRESOLVED, LetterFilter
 from emailsvc.db.models import DeadLetter, Email
 from emailsvc.db.snapshots import snapshot
 from emailsvc.errors import InvalidPayload, NotFound
@@ -21,17 +21,15 @@ _LETTERS = select(DeadLetter, Email.email_id, Email.recipient, Email.subject).jo
 
 def dead_letters(
     engine: Engine,
+    chosen: LetterFilter = EVERY,
     *,
-    reason: str | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
     resolved: bool = False,
     limit: int = 50,
     cursor: str | None = None,
 ) -> answers.DeadLetterPage:
     """One page, newest first, and the cursor of the next (None at the end). Raises InvalidPayload for a bad cursor."""
     place = (DeadLetter.created_at, DeadLetter.id)
-    statement = _LETTERS.where(*_conditions(reason, since, until, resolved))
+    statement = _LETTERS.where(~UNRESOLVED if resolved else UNRESOLVED, *chosen.conditions())
     statement = statement.order_by(place[0].desc(), place[1].desc())
     if cursor is not None:
         statement = statement.where(tuple_(*place) < _parse_cursor(cursor))
@@ -40,19 +38,6 @@ def dead_letters(
     page = rows[:limit]
     more = f"{(page[-1].created_at - EPOCH) // MICROSECOND}~{page[-1].id}" if len(rows) > limit else None
     return answers.DeadLetterPage([_letter(row) for row in page], more)
-
-
-def _conditions(
-    reason: str | None, since: datetime | None, until: datetime | None, resolved: bool
-) -> Iterator[ColumnElement[bool]]:
-    unresolved = DeadLetter.resolved_at.is_(None)
-    yield ~unresolved if resolved else unresolved
-    if reason is not None:
-        yield DeadLetter.reason == reason
-    if since is not None:
-        yield DeadLetter.created_at >= since
-    if until is not None:
-        yield DeadLetter.created_at < until
 
 
 def _parse_cursor(cursor: str) -> tuple[datetime, int]:

@@ -36,6 +36,9 @@ WIRE_MODULE = "emailsvc.tasks"
 """Part of a task's name in the queue, which processes of another release read, too: it outlives moves of this file."""
 
 HEARTBEAT_SECONDS = 10.0
+TICK_SECONDS, IDLE_SECONDS = 1.0, 3.0
+"""How often the actions that run are advanced, and how often is looked whether any does."""
+
 GRACE_SECONDS = 20.0
 """How long a shutdown waits for the reply to a dot that was sent."""
 
@@ -144,6 +147,7 @@ class Crew:
 
     def start(self) -> None:
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        threading.Thread(target=self._advance, name="actions", daemon=True).start()
 
     def stop(self) -> None:
         """Cut what is before its dot, give what is after it some seconds, and give back what was not begun."""
@@ -186,6 +190,14 @@ class Crew:
             outbox.roll_up(self.engine)
         except SQLAlchemyError as exc:
             log.error("repair_failed", extra={"fields": {"step": "roll-up", "error": brief(exc)}})
+
+    def _advance(self) -> None:
+        pause = IDLE_SECONDS
+        while not self.stopping.wait(pause):
+            try:
+                pause = TICK_SECONDS if outbox.advance(self.engine) else IDLE_SECONDS
+            except SQLAlchemyError as exc:
+                log.warning("database_away", extra={"fields": {"doing": "advance actions", "error": brief(exc)}})
 
 
 def _within(seconds: float, *acts: Callable[[], None]) -> None:

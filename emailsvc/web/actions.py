@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from emailsvc import reports
+import logging
+
+from emailsvc import outbox, reports
 from emailsvc.context import service
 from emailsvc.intake.payload import in_utc
-from emailsvc.reports.answers import ActionPage
-from emailsvc.web.answers import ActionQuery
+from emailsvc.reports.answers import Action, ActionPage
+from emailsvc.web import auth
+from emailsvc.web.answers import ActionQuery, StopAnswer
 from emailsvc.web.contract import Routes
+
+log = logging.getLogger("emailsvc.web")
 
 blueprint = Routes("actions", __name__)
 
@@ -26,3 +31,18 @@ def listing(query: ActionQuery) -> ActionPage:
         limit=query.limit,
         cursor=query.cursor,
     )
+
+
+@blueprint.declare("GET", "/actions/{action_id}", "operator", "One of them, and how far it is", codes=("not_found",))
+def show(action_id: int) -> Action:
+    return reports.action(service().engine, action_id)
+
+
+@blueprint.declare(
+    "POST", "/actions/{action_id}/stop", "operator", "Move no more of its dead letters",
+    codes=("not_found", "already_over"),
+)  # fmt: skip
+def stop(action_id: int) -> StopAnswer:
+    left = outbox.stop(service().engine, action_id, who=auth.operator_name())
+    log.info("stopped", extra={"fields": {"action": action_id, "left": left}})
+    return StopAnswer(action_id, "stopped", left)

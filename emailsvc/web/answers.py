@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from emailsvc.intake.addresses import ONE_LINE
 from emailsvc.intake.filters import EmailFilter
@@ -16,6 +16,7 @@ from emailsvc.vocabulary import ActionKind, ActionState, Order, Reason, Resoluti
 # To JSON Schema 1000.0 is an integer, and some clients' libraries write it so.
 WholeNumber = Annotated[float, Meta(ge=1, le=10_000, multiple_of=1, extra_json_schema={"type": "integer"})]
 PageSize = Annotated[float, Meta(ge=1, le=200, multiple_of=1, extra_json_schema={"type": "integer"})]
+Many = Annotated[float, Meta(ge=1, le=100_000, multiple_of=1, extra_json_schema={"type": "integer"})]
 
 # Its pattern is checked where it is read, which can say what it should be.
 Cursor = Annotated[str, Meta(extra_json_schema={"pattern": CURSOR}, description="`next_cursor` of the page before.")]
@@ -109,27 +110,72 @@ class CancelAnswer(msgspec.Struct):
     state: Literal["cancelled"]
 
 
-class DeadLetterQuery(msgspec.Struct, forbid_unknown_fields=True):
+class LetterQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """``error``: contained in the letter's, in capitals or not; % and _ stand for themselves."""
+
     reason: Reason | None = None
+    code: Annotated[int, Meta(ge=200, le=599, description="Of the mail server's reply.")] | None = None
+    domain: Annotated[str, Meta(min_length=1, max_length=253, description="The recipient's.")] | None = None
+    error: Annotated[str, Meta(min_length=1, max_length=200, extra_json_schema={"pattern": ONE_LINE})] | None = None
     since: Moment | None = None
     until: Moment | None = None
+
+
+class DeadLetterQuery(LetterQuery):
     resolved: Annotated[int, Meta(ge=0, le=1, description="1 lists the resolved ones.")] = 0
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
     cursor: Cursor | None = None
 
 
-class ReplayRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Which of the unresolved dead letters to send again; `{}` means all, up to ``limit``."""
+class GroupQuery(LetterQuery):
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
 
-    reason: Reason | None = None
-    since: Moment | None = None
-    until: Moment | None = None
-    limit: WholeNumber = 1000
+
+class BulkRequest(LetterQuery):
+    """Which of the unresolved dead letters, the oldest first, and at most how many. At a ``rate``, in letters a second,
+    the workers do it bit by bit; ``dry_run`` only counts.
+    """
+
+    ids: Annotated[list[RowId], Meta(min_length=1, max_length=1000)] | None = None
+    limit: Many = 1000
+    rate: Annotated[float, Meta(ge=0.1, le=1000)] | None = None
     dry_run: bool = False
 
 
-class ReplayAnswer(msgspec.Struct):
+class DeliveredRequest(msgspec.Struct, forbid_unknown_fields=True):
+    ids: Annotated[list[RowId], Meta(min_length=1, max_length=1000)]
+
+
+class BulkAnswer(msgspec.Struct, omit_defaults=True):
+    """``matching`` has in it ``uncertain_left_out``, ``content_gone`` and what is beyond the limit."""
+
+    matching: Count | UnsetType = UNSET
+    uncertain_left_out: Count | UnsetType = UNSET
+
+
+class ReplayAnswer(BulkAnswer, kw_only=True):
+    """Of a dry run ``replayed`` is ``would_replay``, as it always was."""
+
     replayed: Count
+    would_replay: Count | UnsetType = UNSET
+    content_gone: Count | UnsetType = UNSET
+
+
+class DiscardAnswer(BulkAnswer, kw_only=True):
+    discarded: Count | UnsetType = UNSET
+    would_discard: Count | UnsetType = UNSET
+
+
+class DeliveredAnswer(msgspec.Struct):
+    delivered: Count
+
+
+class StopAnswer(msgspec.Struct):
+    """``left``: how many of its dead letters it has not moved."""
+
+    id: RowId
+    state: Literal["stopped"]
+    left: Count
 
 
 class ActionQuery(msgspec.Struct, forbid_unknown_fields=True):

@@ -61,8 +61,9 @@ class RowIdConverter(IntegerConverter):
 CONVERTERS: Mapping[str, type[BaseConverter]] = {
     "email_id": EmailIdConverter,
     "dead_letter_id": RowIdConverter,
+    "action_id": RowIdConverter,
 }
-PATH_PARAMETERS: Mapping[str, object] = {"email_id": EmailId, "dead_letter_id": RowId}
+PATH_PARAMETERS: Mapping[str, object] = {"email_id": EmailId, "dead_letter_id": RowId, "action_id": RowId}
 
 
 @dataclass(frozen=True, eq=False)

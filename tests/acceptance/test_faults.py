@@ -272,3 +272,30 @@ def test_a_full_volume_is_named_and_work_goes_on_when_there_is_room_again(
     assert stack.wait_settled(60)["sent"] == len(ids) + 1
     assert max(copies(sink).values()) == 1
     wait_for(lambda: stack.get("/readyz").status == 200, 20, "the service to be ready")
+
+
+def test_a_replay_at_a_rate_survives_a_killed_worker_and_a_restart_and_sends_each_once(
+    deploy: Callable[..., Stack], sink: Smtpd
+) -> None:
+    sink.behaviour.refuse = lambda _recipient: "552 5.2.2 mailbox full"
+    stack = deploy(WORKER_THREADS="1")
+    _, (killed, other) = stack.start(workers=2, release=False)
+    letters = [payload(f"m-{n}", user=f"m-{n}@example.com") for n in range(200)]
+    assert stack.post({"emails": letters}, "/webhook/email/batch").status == 200
+    wait_for(lambda: stack.stats()["dead_letters"] == 200, 30, "the refusals")
+    sink.behaviour.refuse = lambda _recipient: None
+    action = stack.post({"error": "MAILBOX full", "rate": 50}, "/stats/dead-letters/replay").json
+    assert (action["total"], action["state"]) == (200, "running")
+    moved = lambda: stack.get(f"/actions/{action['id']}").json["done"]  # noqa: E731
+    wait_for(lambda: moved() >= 20, 20, "the action to begin")
+    killed.kill9()
+    wait_for(lambda: moved() >= 150, 20, "the other worker to go on")
+    other.term()
+    other.wait(40)
+    stack.spawn("worker")
+    wait_for(lambda: stack.get(f"/actions/{action['id']}").json["state"] == "done", 30, "the new worker to end it")
+    stats = stack.wait_settled(60)
+    assert moved() == 200
+    assert stats["sent"] + stats["dead_letters"] == 200
+    assert stats["dead_letters"] <= 1, "the one in the killed worker's hands"
+    assert max(copies(sink).values()) == 1

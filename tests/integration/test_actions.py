@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
@@ -140,9 +141,14 @@ def test_operator_tokens_name_who_did_it_and_api_tokens_then_only_send(make_clie
     assert client.post("/delivery/pause", headers=BEARER).status_code == 401
     assert client.post("/delivery/pause", headers=bearer(ALICE)).status_code == 200
     assert client.post("/delivery/resume", headers=bearer(BOB)).status_code == 200
-    entries = client.get("/actions", headers=bearer(ALICE)).json
+    browser = {"Authorization": f"Basic {b64encode(f'x:{ALICE}'.encode()).decode()}", "X-Requested-With": "emailsvc"}
+    assert client.post("/delivery/pause", headers=browser).status_code == 200
+    entries = client.get("/actions?kind=paused&limit=1", headers=bearer(BOB)).json
     assert entries is not None
-    assert [(one["kind"], one["who"]) for one in entries["actions"]] == [("resumed", "bob"), ("paused", "alice")]
+    assert [(one["kind"], one["who"]) for one in entries["actions"]] == [("paused", "alice")]
+    of_bob = client.get("/actions?who=bob", headers=bearer(BOB)).json
+    assert of_bob is not None
+    assert [(one["kind"], one["who"]) for one in of_bob["actions"]] == [("resumed", "bob")]
 
 
 @ON_SQLITE

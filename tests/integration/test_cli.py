@@ -24,13 +24,11 @@ from sqlalchemy import Engine, text
 from emailsvc import __version__, outbox, reports
 from emailsvc.app import create_app
 from emailsvc.commands import following
-from emailsvc.commands.cli import REASONS
 from emailsvc.db import schema
 from emailsvc.intake import signing
 from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import Claim
 from emailsvc.settings.config import Config, load
-from emailsvc.vocabulary import Reason
 from tests.emails import accept
 from tests.factories import new_email
 from tests.servers import PostgreSQL, free_port, wait_for
@@ -204,10 +202,6 @@ def listed(flask: Flasks, *options: str) -> list[str]:
     return [letter["email_id"] for letter in shown(flask("dead-letters", "list", *options))["dead_letters"]]
 
 
-def test_the_reasons_are_those_of_the_database() -> None:
-    assert set(REASONS) == {reason.value for reason in Reason}
-
-
 def test_dead_letters_are_listed_newest_first_in_pages(flask: Flasks, letters: list[int]) -> None:
     assert listed(flask) == ["third", "uncertain", "rejected"]
     assert listed(flask, "--reason", "uncertain") == ["uncertain"]
@@ -254,7 +248,7 @@ def test_what_was_decided_is_not_undecided(flask: Flasks, letters: list[int]) ->
 def test_many_are_replayed_by_reason_and_a_dry_run_only_counts(
     flask: Flasks, engine: Engine, letters: list[int]
 ) -> None:
-    assert flask("dead-letters", "replay", "--all", "--dry-run").stdout == "3 would be replayed\n"
+    assert flask("dead-letters", "replay", "--all", "--dry-run").stdout == "2 would be replayed\n"
     assert listed(flask) == ["third", "uncertain", "rejected"]
     assert flask("dead-letters", "replay", "--all", "--reason", "rejected", "--limit", "1").stdout == "1 replayed\n"
     assert listed(flask) == ["third", "uncertain"]
@@ -264,11 +258,48 @@ def test_many_are_replayed_by_reason_and_a_dry_run_only_counts(
 
 
 @sqlite_only
-@pytest.mark.parametrize("words", [(), ("1", "--all")])
-def test_a_replay_is_of_one_or_of_all(flask: Flasks, words: tuple[str, ...]) -> None:
-    done = flask("dead-letters", "replay", *words)
+@pytest.mark.parametrize("command", ["replay", "discard"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "Give a dead letter's number, --all, or a filter"),
+        (("1", "--all"), "are for many"),
+        (("1", "--code", "550"), "are for many"),
+        (("1", "--rate", "5"), "are for many"),
+        (("--all", "--rate", "0"), "'--rate'"),
+        (("--since", "yesterday"), "is not a time with an offset"),
+        (("--since", "2030-01-31"), "is not a time with an offset"),
+    ],
+)
+def test_a_replay_is_of_one_or_of_those_that_match(
+    flask: Flasks, command: str, words: tuple[str, ...], said: str
+) -> None:
+    done = flask("dead-letters", command, *words)
     assert done.exit_code == 2
-    assert done.stderr.endswith("Error: Give either a dead letter's number or --all.\n")
+    assert said in done.stderr
+
+
+def test_many_are_grouped_and_discarded_by_a_filter(flask: Flasks, letters: list[int]) -> None:
+    groups = shown(flask("dead-letters", "groups"))["groups"]
+    assert [(one["reason"], one["code"], one["count"]) for one in groups] == [
+        ("rejected", 550, 2),
+        ("uncertain", None, 1),
+    ]
+    assert flask("dead-letters", "discard", "--domain", "example.com", "--limit", "1").stdout == "1 discarded\n"
+    assert listed(flask, "--code", "550") == ["third"]
+    assert listed(flask, "--error", "NO SUCH user") == ["third"]
+
+
+def test_what_has_a_rate_is_left_to_the_workers_and_stopped(flask: Flasks, engine: Engine, letters: list[int]) -> None:
+    done = flask("dead-letters", "replay", "--code", "550", "--rate", "0.1")
+    assert done.stdout == "action 1: 2 dead letters, 0.1 a second\n"
+    assert shown(flask("actions", "show", "1"))["state"] == "running"
+    assert outbox.advance(engine)
+    assert shown(flask("actions", "show", "1"))["done"] == 1
+    assert flask("actions", "stop", "1").stdout == "action 1 is stopped, and 1 dead letters stay\n"
+    again = flask("actions", "stop", "1")
+    assert (again.exit_code, again.stderr) == (1, "Error: Action 1 is over already: stopped.\n")
+    assert flask("actions", "stop", "77").stderr == "Error: There is no action 77.\n"
 
 
 @pytest.mark.parametrize("command", ["show", "replay", "delivered", "discard"])
@@ -306,6 +337,8 @@ COMMANDS = [
     ("erase", "ada@example.com"),
     ("dead-letters", "list"),
     ("dead-letters", "replay", "--all"),
+    ("dead-letters", "groups"),
+    ("actions",),
 ]
 
 

@@ -18,7 +18,7 @@ from emailsvc.db.sqltime import db_in
 from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import Claim, Content, Idle, claims
 from emailsvc.settings.config import Config
-from tests.emails import (  # fmt: skip
+from tests.emails import (
     DEFERRED,
     OUTAGE,
     REJECTED,
@@ -29,10 +29,11 @@ from tests.emails import (  # fmt: skip
     move,
     move_switch,
     record,
+    replay_many,
     row,
     switch,
     token,
-)
+)  # fmt: skip
 from tests.factories import new_email
 
 
@@ -191,7 +192,7 @@ def _probe(engine: Engine, config: Config) -> str:
 
 def test_a_probe_prefers_mail_that_was_never_refused(engine: Engine, config: Config) -> None:
     _failed_once(engine, config, 300)
-    assert outbox.replay_many(engine) == 300
+    assert replay_many(engine) == 300
     record(engine, config, claim(engine, config), OUTAGE)
     accept(engine, config, "fresh", priority="low")
     assert [_probe(engine, config) for _ in range(5)] == ["fresh"] * 5
@@ -201,7 +202,7 @@ def test_a_probe_prefers_deferred_mail_to_what_was_replayed(engine: Engine, conf
     _failed_once(engine, config, 30)
     accept(engine, config, "deferred")
     record(engine, config, claim(engine, config), DEFERRED)
-    assert outbox.replay_many(engine) == 30
+    assert replay_many(engine) == 30
     make_due(engine)
     record(engine, config, claim(engine, config), OUTAGE)
     assert [_probe(engine, config) for _ in range(5)] == ["deferred"] * 5
@@ -211,7 +212,7 @@ def test_a_probe_looks_at_the_newest_rows_too(engine: Engine, config: Config, mo
     """However many bad ones lie in front."""
     monkeypatch.setattr(claims, "PROBE_CHOICE", 20)
     _failed_once(engine, config, 100)
-    assert outbox.replay_many(engine) == 100
+    assert replay_many(engine) == 100
     record(engine, config, claim(engine, config), OUTAGE)
     accept(engine, config, "fresh")
     assert [_probe(engine, config) for _ in range(3)] == ["fresh"] * 3

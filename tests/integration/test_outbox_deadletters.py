@@ -12,11 +12,13 @@ from sqlalchemy import Engine, event, text
 
 from emailsvc import outbox, reports
 from emailsvc.clock import utcnow
+from emailsvc.db.choosing import LetterFilter
 from emailsvc.db.models import Attempt, DeadLetter, StoredAttachment
 from emailsvc.errors import Conflict, InvalidPayload, NotFound
 from emailsvc.outbox import Claim, Swept
 from emailsvc.settings.config import Config
-from tests.emails import (  # fmt: skip
+from emailsvc.vocabulary import Reason, Resolution
+from tests.emails import (
     DEFERRED,
     REJECTED,
     SENT,
@@ -26,10 +28,11 @@ from tests.emails import (  # fmt: skip
     make_due,
     move,
     record,
+    replay_many,
     row,
     rows,
     token,
-)
+)  # fmt: skip
 from tests.factories import new_email
 
 
@@ -136,23 +139,25 @@ def test_content_that_is_gone_cannot_be_replayed(engine: Engine, config: Config)
 def test_replays_by_filter(engine: Engine, config: Config) -> None:
     _fail(engine, config, "a", "b", "c")
     _fail(engine, config, "u", result=UNCERTAIN)
-    assert outbox.replay_many(engine, reason="rejected", dry_run=True) == 3
-    assert outbox.replay_many(engine, since=utcnow() + timedelta(hours=1)) == 0
-    assert outbox.replay_many(engine, until=utcnow() - timedelta(hours=1)) == 0
+    would = outbox.preview(engine, Resolution.REPLAYED, LetterFilter(reason=Reason.REJECTED), 2)
+    assert would == outbox.Preview(matching=3, would_move=2, uncertain_left_out=0, content_gone=0)
+    assert replay_many(engine, since=utcnow() + timedelta(hours=1)) == 0
+    assert replay_many(engine, until=utcnow() - timedelta(hours=1)) == 0
     assert reports.stats(engine).pending == 0
-    assert outbox.replay_many(engine, reason="rejected", limit=2) == 2
+    assert replay_many(engine, reason=Reason.REJECTED, limit=2) == 2
     assert [row(engine, i).status for i in "abcu"] == ["pending", "pending", "failed", "failed"]
-    assert outbox.replay_many(engine) == 2
+    assert replay_many(engine) == 1, "a filter leaves uncertain ones out unless it names them"
+    assert replay_many(engine, reason=Reason.UNCERTAIN) == 1
 
 
 def test_a_bulk_replay_takes_many_transactions_and_stops_at_its_limit(
     engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox.deadletters, "CHUNK", 2)
+    monkeypatch.setattr(outbox.bulk, "CHUNK", 2)
     _fail(engine, config, *(f"m-{n}" for n in range(9)))
-    assert outbox.replay_many(engine, limit=5) == 5
+    assert replay_many(engine, limit=5) == 5
     assert reports.stats(engine).pending == 5
-    assert outbox.replay_many(engine) == 4
+    assert replay_many(engine) == 4
     assert reports.violations(engine, config) == []
 
 
@@ -160,7 +165,7 @@ def test_a_bulk_replay_ends_and_takes_each_letter_once_though_they_fail_again_me
     engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker between any two chunks sends what was replayed, and the server leaves all of it uncertain again."""
-    transaction = outbox.deadletters.in_transaction
+    transaction = outbox.bulk.in_transaction
 
     def replayed_and_sent(engine: Engine, work: Any) -> Any:
         count = transaction(engine, work)
@@ -170,10 +175,10 @@ def test_a_bulk_replay_ends_and_takes_each_letter_once_though_they_fail_again_me
                 record(engine, config, made, UNCERTAIN, number)
         return count
 
-    monkeypatch.setattr(outbox.deadletters, "CHUNK", 2)
+    monkeypatch.setattr(outbox.bulk, "CHUNK", 2)
     _fail(engine, config, *(f"m-{n}" for n in range(6)), result=UNCERTAIN)
-    monkeypatch.setattr(outbox.deadletters, "in_transaction", replayed_and_sent)
-    assert outbox.replay_many(engine, limit=50) == 6
+    monkeypatch.setattr(outbox.bulk, "in_transaction", replayed_and_sent)
+    assert replay_many(engine, reason=Reason.UNCERTAIN, limit=50) == 6
     per_email = Counter(letter.email for letter in rows(engine, DeadLetter))
     assert set(per_email.values()) == {2}, "the letter that was replayed, and the one of its only further attempt"
     assert reports.stats(engine).dead_letters == 6
@@ -193,7 +198,7 @@ def test_pages_of_dead_letters_are_complete_and_never_repeat(engine: Engine, con
     assert seen == ids[::-1]
     outbox.discard(engine, rows(engine, DeadLetter)[0].id)
     assert [letter.email_id for letter in reports.dead_letters(engine, resolved=True).dead_letters] == ["m-0"]
-    assert reports.dead_letters(engine, reason="expired").dead_letters == []
+    assert reports.dead_letters(engine, LetterFilter(reason=Reason.EXPIRED)).dead_letters == []
 
 
 @pytest.mark.parametrize(
@@ -434,7 +439,7 @@ def test_what_is_replayed_in_bulk_becomes_due_one_after_the_other(engine: Engine
     while isinstance(made := outbox.claim(engine, token(), config), Claim):
         for number in range(len(made.rows)):
             record(engine, config, made, REJECTED, number)
-    assert outbox.replay_many(engine) == 250
+    assert replay_many(engine) == 250
     due = [row(engine, email_id).next_attempt_at for email_id in ids]
     assert due == sorted(due)
     assert (due[-1] - due[0]).total_seconds() == pytest.approx(2.49, abs=1)

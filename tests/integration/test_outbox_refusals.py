@@ -10,7 +10,19 @@ from emailsvc.db.models import Attempt
 from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import refusals
 from emailsvc.settings.config import Config
-from tests.emails import OUTAGE, SENT, SUSPENDED, accept, claim, make_due, move_switch, record, rows, switch
+from tests.emails import (
+    OUTAGE,
+    SENT,
+    SUSPENDED,
+    accept,
+    claim,
+    make_due,
+    move_switch,
+    record,
+    replay_many,
+    rows,
+    switch,
+)
 from tests.factories import new_email
 
 
@@ -104,7 +116,7 @@ def test_what_an_older_release_recorded_has_no_command_and_counts_like_a_recipie
 
 def test_mail_that_was_refused_before_counts_no_second_time(engine: Engine, config: Config) -> None:
     assert set(outcomes(engine, config, *[SUSPENDED] * 15)) == {"rejected"}
-    assert outbox.replay_many(engine) == 15
+    assert replay_many(engine) == 15
     make_due(engine)
     assert again(engine, config, *[SUSPENDED] * 15) == ["rejected"] * 15
     assert outcomes(engine, config, *[SUSPENDED] * 5, prefix="new") == ["rejected"] * 4 + ["outage"]
@@ -112,7 +124,7 @@ def test_mail_that_was_refused_before_counts_no_second_time(engine: Engine, conf
 
 def test_a_replay_of_300_full_mailboxes_stops_nobody(engine: Engine, config: Config) -> None:
     assert set(outcomes(engine, config, *[FULL] * 300)) == {"rejected"}
-    assert outbox.replay_many(engine) == 300
+    assert replay_many(engine) == 300
     make_due(engine)
     assert set(again(engine, config, *[FULL] * 300)) == {"rejected"}
     assert outcomes(engine, config, SENT, prefix="fresh") == [None]

@@ -206,7 +206,7 @@ def show(example: Example, site: Site, folder: Path) -> None:
 def test_every_route_is_described_and_has_an_example() -> None:
     commands = [example.command for example in examples(HTTP)]
     for route in ROUTES:
-        path = route.path.replace("{dead_letter_id}", "<id>").replace("{email_id}", "<email_id>")
+        path = re.sub(r"{(dead_letter|action)_id}", "<id>", route.path).replace("{email_id}", "<email_id>")
         assert f"### `{route.method} {path}`\n" in HTTP
         pattern = re.escape("$URL") + re.sub(r"\\{\w+\\}", r"[\\w-]+", re.escape(route.path)) + r"[\"?]"
         assert any(re.search(pattern, command) for command in commands), route.path
@@ -323,7 +323,7 @@ def test_every_event_of_the_log_is_declared_with_its_level() -> None:
     for level, event in logged():
         levels.setdefault(event, set()).add(level)
     chosen = {"accepted", "duplicate", "mismatch", "deferred", "dead_lettered", "delivered", "discarded", "released"}
-    chosen |= {"sent", "stale_outcome"}
+    chosen |= {"sent", "stale_outcome", "replayed"}
     assert EVENTS.keys() == levels.keys() | chosen
     for event, found in levels.items():
         assert found <= {*EVENTS[event][0].split(", "), "LOG"}, event

@@ -15,7 +15,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import DateTime, Engine, LargeBinary, bindparam, inspect, text
 
-from emailsvc import outbox, reports
+from emailsvc import reports
 from emailsvc.app import _prepared
 from emailsvc.commands.diagnosis import diagnose
 from emailsvc.db import schema
@@ -23,7 +23,7 @@ from emailsvc.db.models import Base
 from emailsvc.errors import ConfigurationError
 from emailsvc.settings import config
 from emailsvc.vocabulary import Status
-from tests.emails import REJECTED, SENT, claim, record
+from tests.emails import REJECTED, SENT, claim, record, replay_many
 from tests.factories import payload
 from tests.integration.test_cli import run
 from tests.servers import PostgreSQL
@@ -133,7 +133,7 @@ def test_a_database_of_the_release_before_is_upgraded_and_goes_on(of_0001: Flask
     probe = claim(engine, settings)
     assert [row.email_id for row in probe.rows] == ["pending"]
     assert record(engine, settings, probe, SENT).outage_seconds is not None
-    assert outbox.replay_many(engine) == 1
+    assert replay_many(engine) == 1
     rest = claim(engine, settings)
     assert [row.email_id for row in rest.rows] == ["failed"]
     assert record(engine, settings, rest, REJECTED).reason == "rejected"

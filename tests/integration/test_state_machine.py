@@ -12,8 +12,9 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -27,12 +28,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from msgspec.structs import replace
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import Engine, bindparam, func, select, update
 from sqlalchemy.exc import OperationalError
 
 from emailsvc import outbox, reports
 from emailsvc.clock import utcnow
-from emailsvc.db.models import Attempt, DeadLetter, Email, Switch
+from emailsvc.db.choosing import LetterFilter
+from emailsvc.db.models import Action, Attempt, DeadLetter, Email, Switch
 from emailsvc.db.sqltime import db_in, db_now
 from emailsvc.delivery.batch import Batch
 from emailsvc.errors import Conflict, NotFound
@@ -42,7 +44,7 @@ from emailsvc.outbox import Recorded, moves, sweeping
 from emailsvc.outbox.moves import ending
 from emailsvc.outbox.switch import RUNNING
 from emailsvc.settings.config import Config
-from emailsvc.vocabulary import Status
+from emailsvc.vocabulary import Reason, Resolution, Status
 from tests.factories import new_email
 from tests.machine import (
     AFTER_DOT,
@@ -108,6 +110,7 @@ class Machine(RuleBasedStateMachine):
         self.cancelled: set[str] = set()
         self.erased: set[str] = set()
         self.overdue: set[str] = set()
+        self.marked: set[int] = set()  # dead letters that an action has to move, after the last step
         self.paused = False
         self.wrong: list[str] = []
         self.checked = world.commits
@@ -222,7 +225,7 @@ class Machine(RuleBasedStateMachine):
     # Those who resolve dead letters.
 
     def letters(self) -> list[Any]:
-        columns = (DeadLetter.id, DeadLetter.reason, DeadLetter.resolution)
+        columns = (DeadLetter.id, DeadLetter.reason, DeadLetter.resolution, DeadLetter.action)
         statement = select(*columns, Email.message_id, Email.scrubbed_at, Email.on_uncertain).join(Email)
         return self.world.rows(statement.order_by(DeadLetter.id))
 
@@ -252,17 +255,63 @@ class Machine(RuleBasedStateMachine):
         if how == "delivered":
             self.declared.add(letter.message_id)
 
-    @precondition(lambda self: self.with_status("failed") and self.now_and_then())
-    @rule(reason=st.sampled_from([None, "uncertain", "exhausted"]), dry_run=st.booleans())
-    def replay_many(self, reason: str | None, dry_run: bool) -> None:
-        expected = [
-            letter
-            for letter in self.letters()
-            if letter.resolution is None and letter.scrubbed_at is None and reason in (None, letter.reason)
-        ]
-        assert outbox.replay_many(self.world.engine, reason=reason, dry_run=dry_run) == len(expected)
-        for letter in expected * (not dry_run):
-            self.note_resolved(letter, "replayed")
+    @precondition(lambda self: self.marked or (self.with_status("failed") and self.now_and_then()))
+    @rule(
+        reason=st.sampled_from([None, Reason.UNCERTAIN, Reason.EXHAUSTED]),
+        how=st.sampled_from(["counted", "at once", "at a rate", "and on", "and on", "and stop"]),
+        limit=st.integers(1, 6),
+        fault=faults,
+    )
+    def replay_many(self, reason: Reason | None, how: str, limit: int, fault: str) -> None:
+        chosen = LetterFilter(reason=reason)
+        expected = [letter for letter in self.letters() if self.is_free(letter, reason)][:limit]
+        if how == "counted":
+            would = outbox.preview(self.world.engine, Resolution.REPLAYED, chosen, limit)
+            assert would.would_move == len(expected)
+        elif how == "at once":
+            assert outbox.resolve_many(self.world.engine, Resolution.REPLAYED, chosen, limit=limit) == len(expected)
+            for letter in expected:
+                self.note_resolved(letter, "replayed")
+        else:
+            with suppress(OperationalError):
+                outbox.start(self.line(fault), Resolution.REPLAYED, chosen, limit=limit, rate=1)
+            begun = [] if fault == "rolled back" else [letter.id for letter in expected]
+            marked = self.read_marked()
+            assert marked == self.marked | set(begun), "what fails again later is not among them"
+            if marked and how == "and on":
+                self.advance(self.line("ok", fault))
+            if marked and how == "and stop":
+                self.stop_an_action(marked)
+
+    def is_free(self, letter: Any, reason: Reason | None) -> bool:
+        unresolved = letter.resolution is None and letter.action is None and letter.scrubbed_at is None
+        return unresolved and (letter.reason == reason if reason else letter.reason != Reason.UNCERTAIN)
+
+    def read_marked(self) -> set[int]:
+        """Dead letters that an action has to move."""
+        marked = select(DeadLetter.id).where(DeadLetter.action.is_not(None), DeadLetter.resolved_at.is_(None))
+        return {row.id for row in self.world.rows(marked)}
+
+    def line(self, *faults: str) -> Engine:
+        """Whose first transactions fare as told, and all others well."""
+        asked = iter(faults)
+        return cast(Engine, ScriptedEngine(self.world.engine, lambda: next(asked, "ok")))
+
+    def advance(self, engine: Engine) -> None:
+        before = self.read_marked()
+        with suppress(OperationalError):
+            outbox.advance(engine)
+        for letter in self.letters():
+            if letter.id in before and letter.resolution is not None:
+                self.saw("moved by an action")
+                self.note_resolved(letter, "replayed")
+        self.world.change(update(Action).where(Action.state == "running").values(next_at=db_in(-1)))
+
+    def stop_an_action(self, marked: set[int]) -> None:
+        (running, *_) = self.world.rows(select(Action.id).where(Action.state == "running"))
+        left = outbox.stop(self.world.engine, running.id)
+        assert len(marked) == len(self.read_marked()) + left
+        self.saw("action stopped")
 
     # Workers.
 
@@ -410,7 +459,14 @@ class Machine(RuleBasedStateMachine):
         self.make_probe_due()
 
     @precondition(lambda self: self.world.rows(select(Switch.outage_since))[0][0] is not None)
-    @rule()
+    @rule(which=numbers)
+    def a_probe_is_due(self, which: int) -> None:
+        self.make_probe_due()
+        if idle := self.workers(None):
+            worker = pick(idle, which)
+            self.world.drain(worker)
+            worker.settle()
+
     def make_probe_due(self) -> None:
         self.world.change(update(Switch).where(Switch.outage_since.is_not(None)).values(next_probe_at=db_in(-1)))
 
@@ -473,6 +529,7 @@ class Machine(RuleBasedStateMachine):
     def look(self) -> None:
         self.checked = self.world.commits
         self.emails = {row.email_id: row for row in self.world.rows(EMAILS)}
+        self.marked = self.read_marked()
         assert self.emails.keys() == self.fingerprints.keys()
         assert reports.violations(self.world.engine, self.world.config) == []
 
@@ -510,6 +567,9 @@ class Machine(RuleBasedStateMachine):
         self.world.workers[0].crash()
         self.world.sweeper.settle()
         self.resume()
+        while self.read_marked():
+            outbox.end_outage(self.world.engine)
+            self.advance(self.world.engine)
         last = self.world.workers[1]
         self.work_to_the_end(last)
         for _ in range(20):
@@ -581,7 +641,7 @@ def explore(world: World, *, examples: int, steps: int, **options: Any) -> None:
 EXPLORED = {
     "lost", "rolled back", "reply lost", "crash after the dot", "swept uncertain", "swept untouched",
     "logged stale_outcome", "uncertain replayed", "began in an outage", "began large", "cancelled", "duplicate",
-    "recovered",
+    "recovered", "moved by an action", "action stopped",
 }  # fmt: skip
 
 
@@ -591,7 +651,7 @@ def test_it_keeps_the_promise_in_any_order(world: World) -> None:
         print(f"\n{LONG} examples on {world.engine.dialect.name}; how often what was seen:")
         print("\n".join(f"{count:8} {what}" for what, count in sorted(world.seen.items())))
     else:
-        explore(world, examples=90 if world.config.is_sqlite else 20, steps=40, derandomize=True)
+        explore(world, examples=130 if world.config.is_sqlite else 20, steps=40, derandomize=True)
     assert world.seen["finished"] >= 20, "most examples must come to their end"
     assert not world.config.is_sqlite or EXPLORED - (+world.seen).keys() == set()
 

@@ -216,9 +216,12 @@ def test_many_are_sent_again_after_a_dry_run(client: FlaskClient, engine: Engine
     for n in range(3):
         dead_letter(client, engine, str(n), "rejected" if n else "uncertain")
     choice = {"reason": "rejected", "since": "2001-01-01T00:00:00Z"}
-    assert client.post("/stats/dead-letters/replay", json=choice | {"dry_run": True}).json == {"replayed": 2}
+    assert client.post("/stats/dead-letters/replay", json=choice | {"dry_run": True}).json == {
+        "replayed": 2, "matching": 2, "would_replay": 2, "uncertain_left_out": 0, "content_gone": 0,
+    }  # fmt: skip
     assert client.post("/stats/dead-letters/replay", json=choice | {"limit": 1}).json == {"replayed": 1}
-    assert client.post("/stats/dead-letters/replay", json={}).json == {"replayed": 2}
+    assert client.post("/stats/dead-letters/replay", json={}).json == {"replayed": 1}
+    assert client.post("/stats/dead-letters/replay", json={"reason": "uncertain"}).json == {"replayed": 1}
     assert client.post("/stats/dead-letters/replay", json={"reson": "rejected"}).status_code == 400
     assert client.post("/stats/dead-letters/replay").status_code == 415
 
@@ -233,7 +236,8 @@ def test_a_bad_choice_or_number_is_answered_with_what_is_allowed(client: FlaskCl
     assert detail(reason="foo") == "reason is rejected, exhausted, expired, uncertain or unreachable."
     assert detail(limit=1.5) == "limit must be a whole number."
     assert detail(limit=0) == "limit must be at least 1."
-    assert detail(limit=10_001) == "limit must be at most 10000."
+    assert detail(limit=100_001) == "limit must be at most 100000."
+    assert detail(rate=0) == "rate must be at least 0.1."
 
 
 def test_a_bad_query_is_answered_with_what_is_allowed(client: FlaskClient) -> None:

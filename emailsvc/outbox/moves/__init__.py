@@ -8,13 +8,14 @@ while the e-mail was in hand is forgotten by the move that ends it.
 
 from emailsvc.outbox.moves.accepting import Kept, accept
 from emailsvc.outbox.moves.ending import Failed, Tried, defer, fail, fail_waiting, send
-from emailsvc.outbox.moves.resolving import Letter, deliver, discard, replay
+from emailsvc.outbox.moves.resolving import RESOLVE, Letter, deliver, discard, replay
 from emailsvc.outbox.moves.taking import claiming, release
 from emailsvc.outbox.moves.together import Taken, send_together
 from emailsvc.outbox.moves.turning import Held, Moved
 from emailsvc.outbox.moves.withdrawing import cancel, erase
 
 __all__ = [
+    "RESOLVE",
     "Failed",
     "Held",
     "Kept",

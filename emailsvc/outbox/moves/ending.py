@@ -20,6 +20,7 @@ from sqlalchemy import (
     or_,
 )  # fmt: skip
 
+from emailsvc.db.choosing import DOUBTED
 from emailsvc.db.models import Attempt, DeadLetter, Email
 from emailsvc.db.sqltime import db_in, db_now
 from emailsvc.mail import Outcome, Result
@@ -129,7 +130,7 @@ def _fail(connection: Connection, statement: Update, reason: Reason, error: str,
 def _told(maybe_sent: bool, reason: Reason, error: str) -> tuple[Reason, str]:
     """Whatever ended it: of a mail that an earlier attempt may have delivered, nobody may say that it was not."""
     if maybe_sent and reason is not Reason.UNCERTAIN:
-        return Reason.UNCERTAIN, f"an earlier attempt may have reached the server; then: {error}"
+        return Reason.UNCERTAIN, f"{DOUBTED}{error}"
     return reason, error
 
 
