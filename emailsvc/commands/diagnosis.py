@@ -162,7 +162,7 @@ def _use(client: Redis) -> None:
 def _evicts(client: Redis) -> str | None:
     """The policy by which it drops keys of ours; None when it does not, or does not tell."""
     try:
-        memory = client.info("memory")
+        memory = client.info(section="memory")
     except ResponseError:  # the service itself needs no right to ask
         return None
     policy = memory.get("maxmemory_policy", "noeviction")
