@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 PAUSE_SECONDS = 0.002
 """After a ring: what falls into it is rung for at its end, once for all."""
 
 
 class Ringer:
-    """Rings at once, or shortly after the last ring; each ring begins after what it is for. ``ring`` never raises."""
+    """Rings at once, or shortly after the last ring; each ring begins after what it is for.
+
+    ``ask`` never raises, and ``ring`` must not.
+    """
 
     def __init__(self, ring: Callable[[], None]) -> None:
         self._ring = ring
@@ -28,7 +32,10 @@ class Ringer:
         with self._guard:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="ringer", daemon=True)
-                self._thread.start()
+                # Where no thread can be started, the next who asks tries again, and workers look by themselves:
+                # what this is about is committed, and must not be answered with an error.
+                with suppress(RuntimeError):
+                    self._thread.start()
 
     def _run(self) -> None:
         while self._asked.wait():

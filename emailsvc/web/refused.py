@@ -43,12 +43,19 @@ class RefusedWebhooks:
         with self._guard:
             self._tally.update(counts)
             if self._timer is None:
-                self._timer = threading.Timer(FLUSH_SECONDS, self.flush)
-                self._timer.daemon = True
-                self._timer.start()
+                self._timer = self._start_timer()
             if not self._is_registered:
                 atexit.register(self.flush, last=True)
                 self._is_registered = True
+
+    def _start_timer(self) -> threading.Timer | None:
+        timer = threading.Timer(FLUSH_SECONDS, self.flush)
+        timer.daemon = True
+        try:
+            timer.start()
+        except RuntimeError:  # no thread can be started: the next to be refused tries again, and this one has its 4xx
+            return None
+        return timer
 
     def flush(self, *, last: bool = False) -> None:
         """What cannot be written now is with the next, if there will be one."""

@@ -13,6 +13,7 @@ from emailsvc.db.models import Counter
 from emailsvc.web import ROUTES, refused
 from emailsvc.web.refused import RefusedWebhooks
 from tests.servers import wait_for
+from tests.unit.conftest import no_threads
 
 
 def test_however_many_are_written_at_once_and_the_next_are_written_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +46,17 @@ def test_what_cannot_be_written_is_written_with_the_next(monkeypatch: pytest.Mon
     RefusedWebhooks(write).add({"not_json": 2})
     wait_for(lambda: len(tries) == 2, 10, "the second try")
     assert tries == [{"not_json": 2}, {"not_json": 2}]
+
+
+def test_what_comes_when_no_thread_can_be_started_is_written_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refused, "FLUSH_SECONDS", 0.05)
+    written: list[dict[str, int]] = []
+    webhooks = RefusedWebhooks(lambda counts: written.append(dict(counts)))
+    with no_threads():
+        webhooks.add({"not_json": 2})
+    webhooks.add({"not_json": 1})
+    wait_for(lambda: written, 10, "a write")
+    assert written == [{"not_json": 3}]
 
 
 def test_every_code_of_a_refused_webhook_fits_into_its_counter() -> None:

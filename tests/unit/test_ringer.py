@@ -11,6 +11,7 @@ import pytest
 from emailsvc.wakeups import ringer
 from emailsvc.wakeups.ringer import Ringer
 from tests.servers import wait_for
+from tests.unit.conftest import no_threads
 
 
 def test_it_rings_at_once_and_holds_nobody_up() -> None:
@@ -50,6 +51,15 @@ def test_whoever_asks_during_a_ring_or_shortly_after_is_rung_for_once_more(monke
     assert rings[2] - rings[1] >= 0.2
     time.sleep(0.5)
     assert len(rings) == 3
+
+
+def test_who_asks_when_no_thread_can_be_started_is_not_failed_and_the_next_is_rung_for() -> None:
+    rings: list[int] = []
+    one = Ringer(lambda: rings.append(1))
+    with no_threads():
+        one.ask()
+    one.ask()
+    wait_for(lambda: rings, 10, "a ring")
 
 
 def test_it_rings_in_a_forked_child_too() -> None:
