@@ -7,7 +7,9 @@ for all. So a commit is shared exactly when commits are what everybody waits for
 from __future__ import annotations
 
 import math
+import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -58,6 +60,12 @@ class GroupCommit(Generic[T, R]):
 
     def __init__(self, together: Callable[[list[T]], Sequence[R]], alone: Callable[[T], R]) -> None:
         self._together, self._alone = together, alone
+        self._begin()
+        begin = weakref.WeakMethod(self._begin)
+        os.register_at_fork(after_in_child=lambda: (again := begin()) and again())
+
+    def _begin(self) -> None:
+        """Anew in a forked child: whoever was on the way, or had the guard, stayed in the parent."""
         self._guard = threading.Lock()
         self._under_way = False
         self._waiting: list[_Call[T, R]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -214,3 +215,27 @@ def test_an_error_of_the_values_or_the_constraints_proves_a_rollback_on_any_data
     assert proves_rollback(IntegrityError("INSERT", {}, Exception()))
     assert not proves_rollback(OperationalError("INSERT", {}, Exception("database is locked")))
     assert not proves_rollback(ValueError())
+
+
+def test_a_forked_child_commits_although_its_parent_was_in_the_air(air: Air) -> None:
+    """Who was to land and to hand over stayed in the parent, and so may whoever had the lock."""
+    first, waiting = air.call(1, 2)
+    with air.commit._guard:
+        child = os.fork()
+        if child == 0:
+            os._exit(_lands_alone(air))
+    assert os.waitpid(child, 0)[1] == 0
+    air.land(0)
+    air.land(1)
+    assert (first.result(10), waiting.result(10)) == ("1", "2"), "the parent goes on"
+
+
+def _lands_alone(air: Air) -> int:
+    air.landing = []
+    air.pool = ThreadPoolExecutor(1)
+    answer = air.pool.submit(air.commit, 3, 5)
+    try:
+        air.land(0)
+        return 0 if answer.result(10) == "3" and air.groups[-1] == [3] else 1
+    except BaseException:  # noqa: BLE001 - the child must not go on as a test run
+        return 2
