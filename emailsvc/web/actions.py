@@ -6,6 +6,7 @@ import logging
 
 from emailsvc import outbox, reports
 from emailsvc.context import service
+from emailsvc.intake import addresses
 from emailsvc.intake.payload import in_utc
 from emailsvc.reports.answers import Action, ActionPage
 from emailsvc.web import auth
@@ -21,6 +22,8 @@ blueprint = Routes("actions", __name__)
     "GET", "/actions", "operator", "Who did what, newest first", codes=("invalid_field", "unknown_field")
 )
 def listing(query: ActionQuery) -> ActionPage:
+    if query.who is not None:
+        addresses.one_line(query.who, "who")
     return reports.actions(
         service().engine,
         kind=query.kind,

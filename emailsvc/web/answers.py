@@ -115,7 +115,13 @@ class LetterQuery(msgspec.Struct, forbid_unknown_fields=True):
 
     reason: Reason | None = None
     code: Annotated[int, Meta(ge=200, le=599, description="Of the mail server's reply.")] | None = None
-    domain: Annotated[str, Meta(min_length=1, max_length=253, description="The recipient's.")] | None = None
+    domain: (
+        Annotated[
+            str,
+            Meta(min_length=1, max_length=253, description="The recipient's.", extra_json_schema={"pattern": ONE_LINE}),
+        ]
+        | None
+    ) = None
     error: Annotated[str, Meta(min_length=1, max_length=200, extra_json_schema={"pattern": ONE_LINE})] | None = None
     since: Moment | None = None
     until: Moment | None = None
@@ -180,7 +186,7 @@ class StopAnswer(msgspec.Struct):
 
 class ActionQuery(msgspec.Struct, forbid_unknown_fields=True):
     kind: ActionKind | None = None
-    who: Annotated[str, Meta(max_length=64)] | None = None
+    who: Annotated[str, Meta(max_length=64, extra_json_schema={"pattern": ONE_LINE})] | None = None
     state: ActionState | None = None
     since: Moment | None = None
     until: Moment | None = None

@@ -136,3 +136,12 @@ def test_discarding_at_a_rate(client: FlaskClient, engine: Engine, letters: None
     assert ended is not None
     assert (ended["kind"], ended["done"], ended["state"]) == ("discarded", 2, "done")
     assert reports.stats(engine).dead_letters == 5
+
+
+@pytest.mark.parametrize("text", ["%00", "a%0Ab"])
+def test_the_journal_refuses_a_name_that_no_operator_can_have(client: FlaskClient, text: str) -> None:
+    answer = client.get(f"/actions?who={text}")
+
+    assert answer.status_code == 400
+    assert answer.json is not None
+    assert (answer.json["code"], answer.json["field"]) == ("invalid_field", "who")
