@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -87,18 +88,24 @@ def _is_ours(family: int, host: str) -> bool:
 
 @pytest.fixture(autouse=True)
 def _queue_files_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Huey keeps a SQLite connection per thread and leaves it to the thread's end; Python 3.13 warns about each."""
+    """Huey leaves its SQLite connection to the end of the process; Python 3.13 warns about each."""
     opened = []
     create = SqliteStorage._create_connection
 
     def remember(self: SqliteStorage) -> Any:
-        opened.append(create(self))
-        return opened[-1]
+        connection = create(self)
+        opened.append((self, connection))
+        return connection
+
+    def over(*_: object) -> Any:
+        raise sqlite3.OperationalError("the test is over")
 
     monkeypatch.setattr(SqliteStorage, "_create_connection", remember)
     yield
-    for connection in opened:
-        connection.close()
+    for storage, connection in opened:
+        with storage.lock:  # a ringer may be at it
+            connection.close()
+            storage._conn, storage._create_connection = None, over
 
 
 def started(start: Callable[[], Any]) -> Any:

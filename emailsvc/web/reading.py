@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Hashable, Mapping
+from functools import cache
+from typing import Any, TypeVar, cast
 
 import msgspec
 from flask import Response, request
@@ -63,8 +65,17 @@ def optional_json_as(kind: type[T]) -> T:
 
 def query_as(kind: type[T]) -> T:
     """The query string against a declaration; a parameter given twice or not known is refused like any bad one."""
-    given = {name: _number(values[0]) if len(values) == 1 else values for name, values in request.args.lists()}
+    numbers = _numbers_of(cast(Hashable, kind))
+    given: dict[str, object] = {}
+    for name, values in request.args.lists():
+        given[name] = values if len(values) > 1 else _number(values[0]) if name in numbers else values[0]
     return convert(given, kind)
+
+
+@cache
+def _numbers_of(kind: Any) -> frozenset[str]:
+    fields = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
+    return frozenset(name for name, schema in fields.items() if "integer" in json.dumps(schema))
 
 
 def _number(text: str) -> str | int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +42,7 @@ def make_client(make_app: Callable[[Config], Flask], make_config: Callable[..., 
 
 
 def call(client: FlaskClient, route: Route, **kwargs: Any) -> int:
-    path = route.path.replace("{email_id}", "1").replace("{dead_letter_id}", "1")
+    path = re.sub("{[a-z_]+}", "1", route.path)
     if route.body is not None:
         kwargs["json"] = {"emails": []} if "batch" in path else {}
     return client.open(path, method=route.method, **kwargs).status_code
@@ -225,7 +226,7 @@ def test_the_body_of_a_stranger_is_not_read(make_client: Make, settings: dict[st
 def test_with_secrets_alone_operator_routes_stay_on_this_machine(make_client: Make, route: Route) -> None:
     client = make_client(webhook_secrets=SECRET)
     assert call(client, route) not in (401, 403)
-    answer = client.open(route.path.replace("{dead_letter_id}", "1"), method=route.method, environ_overrides=STRANGER)
+    answer = client.open(re.sub("{[a-z_]+}", "1", route.path), method=route.method, environ_overrides=STRANGER)
     assert answer.status_code == 403
     assert answer.json is not None
     assert "API_TOKENS" in answer.json["detail"]

@@ -240,6 +240,10 @@ def test_a_bad_choice_or_number_is_answered_with_what_is_allowed(client: FlaskCl
     assert detail(rate=0) == "rate must be at least 0.1."
 
 
+def test_words_of_digits_alone_are_words(client: FlaskClient) -> None:
+    assert client.get("/stats/dead-letters?error=550&domain=1").status_code == 200
+
+
 def test_a_bad_query_is_answered_with_what_is_allowed(client: FlaskClient) -> None:
     def detail(query: str) -> str:
         answer = client.get(f"/stats/dead-letters?{query}")
