@@ -24,6 +24,7 @@ MAX_PROBE_SECONDS = 30.0
 
 def pause(engine: Engine, reason: str, *, who: str | None = None) -> None:
     """Start no further conversation anywhere. Those already begun may finish. A second pause changes nothing."""
+    reason = without_addresses(reason)
     with engine.begin() as connection:
         paused = connection.execute(
             update(Switch).where(Switch.paused_at.is_(None)).values(paused_at=db_now(), pause_reason=reason)

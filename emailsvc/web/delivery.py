@@ -7,6 +7,7 @@ import logging
 from emailsvc import outbox, reports
 from emailsvc.context import service
 from emailsvc.intake import addresses
+from emailsvc.log import without_addresses
 from emailsvc.reports.answers import Delivery
 from emailsvc.web import auth
 from emailsvc.web.answers import PauseRequest
@@ -22,7 +23,7 @@ def pause(body: PauseRequest) -> Delivery:
     reason = body.reason or "paused by an operator"
     addresses.one_line(reason, "reason")
     outbox.pause(service().engine, reason, who=auth.operator_name())
-    log.warning("paused", extra={"fields": {"reason": reason}})
+    log.warning("paused", extra={"fields": {"reason": without_addresses(reason)}})
     return reports.delivery_state(service().engine)
 
 

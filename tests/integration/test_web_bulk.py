@@ -145,3 +145,13 @@ def test_the_journal_refuses_a_name_that_no_operator_can_have(client: FlaskClien
     assert answer.status_code == 400
     assert answer.json is not None
     assert (answer.json["code"], answer.json["field"]) == ("invalid_field", "who")
+
+
+def test_the_reason_of_a_pause_is_kept_without_addresses(
+    client: FlaskClient, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    answered(client, "/delivery/pause", reason="bounces of jane.doe@example.com")
+
+    told = (reports.delivery_state(engine), client.get("/actions").json, [vars(one) for one in caplog.records])
+    assert "jane.doe" not in str(told)
+    assert all("bounces of j…@example.com" in str(one) for one in told)
