@@ -127,6 +127,8 @@ def _check_together(config: Config, *, on_dyno: bool) -> None:
             f"LEASE_SECONDS={config.lease_seconds:g}: expected more than {conversation:g}, "
             "the sum of SMTP_TIMEOUT_SECONDS and SMTP_REPLY_TIMEOUT_SECONDS, because a lease must cover one conversation."
         )
+    if {token for _, token in config.operator_tokens} & set(config.api_tokens):
+        raise ConfigurationError("OPERATOR_TOKENS and API_TOKENS share a token: one of the latter may only send.")
     if on_dyno and config.is_sqlite:
         raise ConfigurationError(
             "DATABASE_URL must name a PostgreSQL database: on a dyno an SQLite file is lost at each restart."

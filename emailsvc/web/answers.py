@@ -16,6 +16,12 @@ from emailsvc.vocabulary import ActionKind, ActionState, Order, Reason, Resoluti
 # To JSON Schema 1000.0 is an integer, and some clients' libraries write it so.
 WholeNumber = Annotated[float, Meta(ge=1, le=10_000, multiple_of=1, extra_json_schema={"type": "integer"})]
 PageSize = Annotated[float, Meta(ge=1, le=200, multiple_of=1, extra_json_schema={"type": "integer"})]
+Code = Annotated[
+    float,
+    Meta(
+        ge=200, le=599, multiple_of=1, extra_json_schema={"type": "integer"}, description="Of the mail server's reply."
+    ),
+]
 Many = Annotated[float, Meta(ge=1, le=100_000, multiple_of=1, extra_json_schema={"type": "integer"})]
 
 # Its pattern is checked where it is read, which can say what it should be.
@@ -114,7 +120,7 @@ class LetterQuery(msgspec.Struct, forbid_unknown_fields=True):
     """``error``: contained in the letter's, in capitals or not; % and _ stand for themselves."""
 
     reason: Reason | None = None
-    code: Annotated[int, Meta(ge=200, le=599, description="Of the mail server's reply.")] | None = None
+    code: Code | None = None
     domain: (
         Annotated[
             str,

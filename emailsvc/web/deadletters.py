@@ -112,7 +112,8 @@ def _filter(given: LetterQuery, ids: Sequence[int] | None = None) -> LetterFilte
     if given.domain is not None:
         addresses.one_line(given.domain, "domain")
     since, until = in_utc(given.since), in_utc(given.until)
-    return LetterFilter(given.reason, given.code, given.domain, given.error, since, until, tuple(ids or ()))
+    code = None if given.code is None else int(given.code)
+    return LetterFilter(given.reason, code, given.domain, given.error, since, until, tuple(ids or ()))
 
 
 def _insist_on_a_name(chosen: LetterFilter) -> None:

@@ -75,7 +75,7 @@ def query_as(kind: type[T]) -> T:
 @cache
 def _numbers_of(kind: Any) -> frozenset[str]:
     fields = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
-    return frozenset(name for name, schema in fields.items() if "integer" in json.dumps(schema))
+    return frozenset(name for name, schema in fields.items() if re.search("integer|number", json.dumps(schema)))
 
 
 def _number(text: str) -> str | int:

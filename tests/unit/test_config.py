@@ -284,6 +284,12 @@ def test_a_longer_reply_timeout_needs_a_longer_lease() -> None:
     assert load(SMTP_REPLY_TIMEOUT_SECONDS="300", LEASE_SECONDS="331").lease_seconds == 331
 
 
+def test_a_token_that_may_only_send_is_no_operator_s() -> None:
+    with pytest.raises(ConfigurationError, match="OPERATOR_TOKENS and API_TOKENS share a token") as caught:
+        load(OPERATOR_TOKENS="alice:0123456789abcdef", API_TOKENS="0123456789abcdef")
+    assert "0123456789abcdef" not in str(caught.value)
+
+
 def test_a_dyno_needs_postgresql() -> None:
     assert refusal(DYNO="web.1", SMTP_URL="smtp://h").startswith("DATABASE_URL")
     given = refusal(DYNO="web.1", SMTP_URL="smtp://h", DATABASE_URL="sqlite:////tmp/emails.db")
