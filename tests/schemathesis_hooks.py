@@ -20,6 +20,9 @@ def filter_case(context: Any, case: Any) -> bool:
 
 
 def _is_a_body(path: str, body: dict[str, Any]) -> bool:
+    ids = body.get("ids")
+    if isinstance(ids, list) and any(isinstance(one, float) for one in ids):
+        return False  # 1.0 is an integer to JSON Schema, and none to the decoder
     if path in ("/emails/search", "/emails/send"):
         return _is_a_filter(body) and (path == "/emails/search" or _names_something(body))
     if path in ("/stats/dead-letters/replay", "/stats/dead-letters/discard"):
