@@ -92,7 +92,10 @@ def read_marks(connection: Connection) -> Marks:
 
 
 def read_counts(connection: Connection) -> Counts:
-    """Exact in a snapshot: what does not wait, is not sent, failed or cancelled, nor being sent, waits."""
+    """Exact in a snapshot: what does not wait, is not sent, failed or cancelled, nor being sent, waits.
+
+    After the database's clock was set back it is wrong until the next roll-up notices, but never negative.
+    """
     marks = read_marks(connection)
     tally = _tally(connection, marks)
     if marks.letters is None:
@@ -102,10 +105,11 @@ def read_counts(connection: Connection) -> Counts:
         failed, cancelled = _failed(tally), tally["cancelled"]
         letters = failed - tally["discarded"]
     received, sending, sent = tally["received"], tally["sending"], tally["sent"]
+    pending = received - sending - sent - failed - cancelled
     refused = {kind.removeprefix(REFUSED): tally[kind] for kind in sorted(tally) if kind.startswith(REFUSED)}
     return Counts(
-        received, tally["duplicates"], tally["mismatches"], received - sending - sent - failed - cancelled, sending,
-        sent, failed, cancelled, tally["failed_attempts"], letters, refused,
+        received, tally["duplicates"], tally["mismatches"], max(pending, 0), sending, sent, failed, cancelled,
+        tally["failed_attempts"], letters, refused,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Engine, select, text, update
+from sqlalchemy import Connection, Engine, delete, select, text, update
 from sqlalchemy import func as sql
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -76,7 +76,11 @@ def settled_until(connection: Connection) -> datetime:
 def _step(connection: Connection, mark: InstrumentedAttribute[Any], kinds: Mapping[Kind, Countable]) -> bool:
     """Count up to the end of one hour at most; True when there is more to count."""
     settled, start = settled_until(connection), connection.execute(select(mark)).scalar_one()
-    if start is None or (settled - start).total_seconds() < MIN_STEP_SECONDS:
+    if start is None:
+        return False
+    if start > settled and start > connection.execute(select(db_in(-MARGIN_SECONDS))).scalar_one():
+        return _count_anew(connection, mark, start, hour_of(settled) - HOUR, kinds)
+    if (settled - start).total_seconds() < MIN_STEP_SECONDS:
         return False
     hour = hour_of(start)
     end = min(settled, hour + HOUR)
@@ -88,6 +92,24 @@ def _step(connection: Connection, mark: InstrumentedAttribute[Any], kinds: Mappi
         if value:
             add_to_counter(connection, kind, value, hour)
     return end < settled
+
+
+def _count_anew(
+    connection: Connection,
+    mark: InstrumentedAttribute[Any],
+    start: datetime,
+    back: datetime,
+    kinds: Mapping[Kind, Countable],
+) -> bool:
+    """The database's clock was set back: no mark is ever set so late. What was counted and what was stamped since cannot
+    be told apart by time, so the hours from ``back`` on are counted again from the rows, and all hours summed up again.
+    """
+    turned = {mark: back, Switch.totals_up_to: None}
+    if connection.execute(update(Switch).where(mark == start).values(turned)).rowcount == 0:
+        return False
+    recounted = (Counter.hour >= back) & Counter.kind.in_(list(kinds))
+    connection.execute(delete(Counter).where((Counter.hour == TOTALS) | recounted))
+    return True
 
 
 def hour_of(moment: datetime) -> datetime:
@@ -115,6 +137,7 @@ def close_hours(engine: Engine) -> None:
 def _close(connection: Connection, before: Marks, after: Marks, lacking: Mapping[Kind, int]) -> bool:
     values = {"letters_rolled_up_to": after.letters, "totals_up_to": after.totals}
     guard = Switch.totals_up_to.is_not_distinct_from(before.totals)
+    guard &= Switch.rolled_up_to >= before.mail  # or the clock was set back meanwhile
     if before.letters is not None:
         values.pop("letters_rolled_up_to")
     if connection.execute(update(Switch).where(guard).values(values)).rowcount == 0:

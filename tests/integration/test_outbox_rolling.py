@@ -404,6 +404,43 @@ def test_a_letter_resolved_after_the_mark_keeps_its_e_mail(
     assert counts(engine) == before
 
 
+@pytest.mark.parametrize("seconds", [60, 5 * 3600])
+def test_after_the_database_s_clock_was_set_back_all_is_counted_once(
+    engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    """What came before, and the marks, lie ahead of now; what comes lies before the marks."""
+    expected = in_every_state(engine, config)
+    outbox.sweep(engine, config)
+    go_back(engine, -seconds)
+    with monkeypatch.context() as before:
+        for name in ("MARGIN_SECONDS", "SETTLED_SECONDS"):
+            before.setattr(rolling, name, -seconds - 20.0)
+        outbox.roll_up(engine)
+        rolling.close_hours(engine)
+    assert switch(engine).rolled_up_to > utcnow() + timedelta(seconds=seconds)
+    assert counts(engine) == expected
+    accept(engine, config, "new-1", "new-2", "new-3", "new-1")
+    outbox.count_refused(engine, {"not_json": 2})
+    made = claim(engine, config)
+    record(engine, config, made, SENT)
+    record(engine, config, made, REJECTED, 1)
+    outbox.release(engine, made.token)
+    assert counts(engine)["pending"] >= 0
+    expected |= {
+        "received": 11, "duplicates": 2, "pending": 2, "sent": 4, "failed": 3, "dead_letters": 2, "failed_attempts": 5,
+        "refused": {"not_json": 5, "too_large": 1},
+    }  # fmt: skip
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: outbox.roll_up(engine), range(3)))
+    assert switch(engine).rolled_up_to < utcnow()
+    for later in (0, 60, 2 * seconds):
+        go_back(engine, later)
+        assert counts(engine) == expected
+        assert reports.violations(engine, config) == []
+        outbox.sweep(engine, config)
+        assert counts(engine) == expected
+
+
 def _purged(engine: Engine, config: Config) -> int:
     swept = Swept()
     outbox.retain(engine, config, swept)
