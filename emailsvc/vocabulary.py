@@ -101,6 +101,7 @@ class ActionKind(enum.StrEnum):
     REPLAYED = Resolution.REPLAYED
     DELIVERED = Resolution.DELIVERED
     DISCARDED = Resolution.DISCARDED
+    CANCELLED = "cancelled"
     ERASED = "erased"
     MADE_DUE = "made_due"
     STOPPED = "stopped"

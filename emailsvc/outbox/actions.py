@@ -1,4 +1,4 @@
-"""The journal: who did what, written in the transaction of what it tells of."""
+"""The journal: who did what, written in the transaction of what it tells of, or in the first of several."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ from sqlalchemy import Engine, select
 
 from emailsvc.db.models import Email
 from emailsvc.errors import Conflict, NotFound
-from emailsvc.outbox import moves
-from emailsvc.vocabulary import Status
+from emailsvc.outbox import actions, moves
+from emailsvc.vocabulary import ActionKind, Status
 
 TOO_LATE: dict[str, tuple[str, str]] = {
     Status.SENT: ("already_sent", "The mail server took this e-mail already."),
@@ -17,10 +17,11 @@ TOO_LATE: dict[str, tuple[str, str]] = {
 _MAYBE_SENT = ("maybe_sent", "An earlier attempt may have reached the mail server, so it cannot be cancelled.")
 
 
-def cancel(engine: Engine, email_id: str) -> None:
+def cancel(engine: Engine, email_id: str, *, who: str | None = None) -> None:
     """``pending → cancelled``; again is fine. Raises NotFound, or Conflict saying which state forbids it."""
     with engine.begin() as connection:
         if moves.cancel(connection, email_id):
+            actions.note(connection, ActionKind.CANCELLED, who, asked={"email_id": email_id}, count=1)
             return
         found = connection.execute(
             select(Email.status, Email.maybe_sent).where(Email.email_id == email_id).with_for_update()
@@ -28,6 +29,6 @@ def cancel(engine: Engine, email_id: str) -> None:
     if found is None:
         raise NotFound(f"There is no e-mail with the id {email_id!r}.")
     if found.status == Status.PENDING and not found.maybe_sent:
-        cancel(engine, email_id)  # it came back to pending between the two statements
+        cancel(engine, email_id, who=who)  # it came back to pending between the two statements
     elif found.status != Status.CANCELLED:
         raise Conflict(*TOO_LATE.get(found.status, _MAYBE_SENT))

@@ -101,8 +101,8 @@ def _count_anew(
     back: datetime,
     kinds: Mapping[Kind, Countable],
 ) -> bool:
-    """The database's clock was set back: no mark is ever set so late. What was counted and what was stamped since cannot
-    be told apart by time, so the hours from ``back`` on are counted again from the rows, and all hours summed up again.
+    """The database's clock was set back: no mark is ever set so late. What was counted and what was stamped since
+    cannot be told apart by time, so the hours from ``back`` on are counted again, and all hours summed up again.
     """
     turned = {mark: back, Switch.totals_up_to: None}
     if connection.execute(update(Switch).where(mark == start).values(turned)).rowcount == 0:

@@ -1,8 +1,8 @@
 """E-mails found by what an operator knows of them, in pages.
 
-Each page is read along an index there is, so that the size of the table makes no difference. Where the index does not
-know all that was asked for, the walk ends after ``MAX_WALK`` e-mails: the page may then be short, even empty, and its
-cursor leads on.
+Each page is read along an index there is, so that the size of the table makes no difference; all e-mail of one
+recipient is read for each, as no index has it in order. Where the index does not know all that was asked for, the walk
+ends after ``MAX_WALK`` e-mails: the page may then be short, even empty, and its cursor leads on.
 """
 
 from __future__ import annotations

@@ -80,6 +80,6 @@ def send(email_id: str) -> SendAnswer:
     codes=("not_found", "already_sent", "sending", "failed", "maybe_sent"),
 )  # fmt: skip
 def cancel(email_id: str) -> CancelAnswer:
-    outbox.cancel(service().engine, email_id)
+    outbox.cancel(service().engine, email_id, who=auth.operator_name())
     log.info("cancelled", extra={"fields": {"email_id": email_id}})
     return CancelAnswer(email_id, "cancelled")

@@ -50,6 +50,9 @@ def test_what_changes_something_is_noted_and_what_changes_nothing_is_not(engine:
         outbox.delivered(engine, second, who="alice")
         outbox.discard(engine, third, who="bob")
     outbox.erase(engine, "c@example.com", who="bob")
+    accept(engine, config, "d")
+    for _ in range(2):
+        outbox.cancel(engine, "d", who="alice")
     assert told(engine) == [
         ("paused", "alice", "moving", None, None),
         ("resumed", "bob", None, None, None),
@@ -57,6 +60,7 @@ def test_what_changes_something_is_noted_and_what_changes_nothing_is_not(engine:
         ("delivered", "alice", None, {"ids": [second]}, 1),
         ("discarded", "bob", None, {"ids": [third]}, 1),
         ("erased", "bob", None, None, 1),
+        ("cancelled", "alice", None, {"email_id": "d"}, 1),
     ]
 
 

@@ -118,6 +118,16 @@ def test_many_are_chosen_by_priority_and_time(client: FlaskClient, engine: Engin
     assert ask(client, until="2090-01-01T00:00:00Z")["made_due"] == 1
 
 
+def test_the_backlog_is_not_counted_to_its_end(
+    client: FlaskClient, engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expediting, "MAX_COUNTED", 3)
+    deferred(engine, config, *"abcde")
+    assert ask(client, state="pending") == {
+        "matching": 3, "made_due": 5, "already_due": 0, "scheduled": 0, "uncertain_left_out": 0,
+    }  # fmt: skip
+
+
 def test_more_than_a_transaction_takes(
     app: Flask, client: FlaskClient, engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
