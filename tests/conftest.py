@@ -33,6 +33,12 @@ for _name in ("DYNO", *(setting.name for setting in configuration.SETTINGS)):
     os.environ.pop(_name, None)  # for this process and the ones that tests start
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for folders; one for single files, ``-k`` and ``-s``, where two are slower or show nothing."""
+    folders = all(Path(argument).is_dir() for argument in config.args)
+    return 2 if folders and not config.option.keyword and config.option.capture != "no" else 0
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _closed_to_the_outside() -> Iterator[None]:
     """Connections and name look-ups stay on this machine; anything else is an error that names the address."""

@@ -173,6 +173,8 @@ def test_a_second_discard_answers_the_same_and_changes_nothing(story: Story) -> 
 
 
 def test_421_to_quit_changes_nothing_about_a_mail_that_was_accepted(story: Story) -> None:
+    for email_id in ("other-yes", "later", "dripping"):
+        story.become(email_id, "sent", 40)
     before = copies(story.server)
     (worker,) = [process for process in story.stack.processes if process.name == "worker"]
     worker.term()

@@ -730,13 +730,14 @@ def forgets_to_note_the_dot(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Memo, "passes_dot", lambda memo: None)
 
 
-BROKEN = (
-    goes_on_unrecorded,
-    goes_on_when_it_is_not_its_own,
-    records_without_the_fence,
-    gives_the_lowest_back,
-    forgets_to_note_the_dot,
-)
+BROKEN = {
+    goes_on_unrecorded: 28,
+    goes_on_when_it_is_not_its_own: 20,
+    records_without_the_fence: 20,
+    gives_the_lowest_back: 20,
+    forgets_to_note_the_dot: 20,
+}
+"""With the number of steps of an example, such that what is wrong is found soon."""
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -747,4 +748,4 @@ def test_it_fails_when_a_rule_is_removed(
     broken(monkeypatch)
     monkeypatch.setattr(Machine, "nobody_idle_holds_a_row", lambda machine: None)  # it does; what comes of it counts
     with pytest.raises(AssertionError, match=r"was taken \d times|the server has|not failed|add up to"):
-        explore(world, examples=1000, steps=20, phases=[Phase.generate], derandomize=True)
+        explore(world, examples=1000, steps=BROKEN[broken], phases=[Phase.generate], derandomize=True)

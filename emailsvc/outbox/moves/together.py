@@ -33,7 +33,7 @@ from emailsvc.outbox.switch import RUNNING
 class Taken(NamedTuple):
     """An e-mail that the server took."""
 
-    email_id: str
+    email_id: str  # in whose order rows are locked, as groups of webhooks lock them
     row_id: int
     token: str
     reply: str
@@ -46,7 +46,7 @@ _PATIENCE: ColumnElement[str] = literal_column(f"set_config('lock_timeout', '{LO
 _COLUMNS: dict[str, TypeEngine[Any]] = {
     "row_id": BigInteger(), "token": Text(), "reply": Text(), "seconds": Double(),
 }  # fmt: skip
-_GIVEN = func.unnest(*(bindparam(f"{name}s", type_=ARRAY(kind)) for name, kind in _COLUMNS.items()))
+_GIVEN = func.unnest(*(bindparam(f"each_{name}", type_=ARRAY(kind)) for name, kind in _COLUMNS.items()))
 _THEY = select(_GIVEN.table_valued(*_COLUMNS).render_derived(name="given")).cte("they")
 
 
@@ -73,7 +73,7 @@ def send_together(connection: Connection, taken: Sequence[Taken]) -> dict[int, b
         rows = [row for one in taken for row in direct.run(connection, _ONE[database], _values(one))]
     else:
         ordered = sorted(taken)  # by email_id: in that order others lock several rows, too
-        values = {f"{name}s": [getattr(one, name) for one in ordered] for name in _COLUMNS}
+        values = {f"each_{name}": [getattr(one, name) for one in ordered] for name in _COLUMNS}
         rows = direct.run(connection, _SEVERAL, values)
     return {row_id: bool(running) for row_id, running in rows}
 
