@@ -30,8 +30,10 @@ _ROLLED_BACK = {
 
 
 def proves_rollback(exc: Exception) -> bool:
-    """Does the error say that nothing of its transaction is stored? Values that the database refuses do, too."""
-    if isinstance(exc, DataError | IntegrityError):
+    """Does the error say that nothing of its transaction is stored? Values that the database refuses do, and those
+    that the driver cannot send.
+    """
+    if isinstance(exc, DataError | IntegrityError | UnicodeEncodeError):
         return True
     state = getattr(exc.orig, "sqlstate", None) or "" if isinstance(exc, DBAPIError) else ""
     return state in _ROLLED_BACK or state.startswith("21")

@@ -125,6 +125,15 @@ def test_what_was_rolled_back_is_tried_by_each_caller_alone(air: Air, sqlstate: 
     assert sorted(air.alone) == [-3, 2, 4]
 
 
+def test_what_the_driver_cannot_send_fails_nobody_else(air: Air) -> None:
+    """A mail server's reply in a character that a LATIN1 database does not have, say."""
+    air.call(1)
+    calls = air.call(2, 3)
+    air.land(0)
+    air.land(1, failing(UnicodeEncodeError("latin-1", "✓", 0, 1, "not there")))
+    assert [call.result(10) for call in calls] == ["alone 2", "alone 3"]
+
+
 @pytest.mark.parametrize("sqlstate", ["08006", "53100", "57P01", "40001", "XX000", "42P01"])
 def test_what_is_not_known_to_be_rolled_back_is_told_to_all_and_tried_by_nobody(air: Air, sqlstate: str) -> None:
     air.call(1)
