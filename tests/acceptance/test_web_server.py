@@ -183,8 +183,10 @@ def test_every_slow_client_has_a_total_time(make_stack: Callable[..., Stack]) ->
 
 def test_an_idle_connection_gives_way_to_a_new_one(small: Stack) -> None:
     serve(small, "worker_connections = 20")
-    idle = [connect(small, HEALTHZ) for _ in range(19)]
-    assert [answers(one, 1) for one in idle] == [[200]] * 19
+    idle = []
+    for _ in range(19):  # one after the other: they become idle in this order
+        idle.append(connect(small, HEALTHZ))
+        assert answers(idle[-1], 1) == [200]
     for number in range(5):
         with connect(small, HEALTHZ) as new:
             assert answers(new, 1) == [200], number
