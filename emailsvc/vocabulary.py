@@ -85,6 +85,23 @@ class EventName(enum.StrEnum):
     DISCARDED = Resolution.DISCARDED
 
 
+class Report(enum.StrEnum):
+    """What came back about an e-mail after the mail server took it, in Anymail's words. Others are ignored."""
+
+    DELIVERED = "delivered"
+    BOUNCED = "bounced"
+    COMPLAINED = "complained"
+    DEFERRED = Outcome.DEFERRED
+    REJECTED = Outcome.REJECTED
+
+
+class BounceKind(enum.StrEnum):
+    """Hard: the address is bad and stays so. Soft: another e-mail may get through."""
+
+    HARD = "hard"
+    SOFT = "soft"
+
+
 class DeliveryState(enum.StrEnum):
     RUNNING = "running"
     PAUSED = "paused"

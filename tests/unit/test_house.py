@@ -33,12 +33,13 @@ LAYERS = [
     {"mail"},
     {"db", "log", "context"},
     {"settings"},
+    {"feedback"},
     {"intake", "watchdog"},
     {"errors", "clock", "vocabulary", "__main__"},
 ]
 """Each row imports only from rows below it; the files of one package know each other."""
 
-PURE = {"mail", "settings", "intake", "watchdog", "errors", "clock", "vocabulary"}
+PURE = {"mail", "settings", "feedback", "intake", "watchdog", "errors", "clock", "vocabulary"}
 NOT_IN_PURE = {"flask", "flask_sqlalchemy", "flask_migrate", "sqlalchemy", "redis", "huey", "psycopg"}
 NOT_IN_DELIVERY = {"flask", "huey"}
 
