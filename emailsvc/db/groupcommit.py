@@ -40,13 +40,16 @@ def proves_rollback(exc: Exception) -> bool:
 
 
 class _Call(Generic[T, R]):
-    """``told``: there is an outcome, or it is this call's turn to lead."""
+    """``told`` is free when there is an outcome, or it is this call's turn to lead. A bare lock: an Event makes a
+    condition and two of them for every call.
+    """
 
     __slots__ = ("apart", "error", "item", "leads", "results", "told")
 
     def __init__(self, item: T) -> None:
         self.item = item
-        self.told = threading.Event()
+        self.told = threading.Lock()
+        self.told.acquire()
         self.leads = self.apart = False
         self.results: list[R] = []
         self.error: Exception | None = None
@@ -87,10 +90,10 @@ class GroupCommit(Generic[T, R]):
         return self._outcome(call)
 
     def _wait(self, call: _Call[T, R], seconds: float) -> None:
-        if call.told.wait(None if math.isinf(seconds) else seconds):
+        if call.told.acquire(timeout=-1 if math.isinf(seconds) else max(0.0, seconds)):
             return
         with self._guard:
-            if call.told.is_set():  # at the last moment, and if it is to lead, others wait for it
+            if call.told.acquire(blocking=False):  # at the last moment, and if it is to lead, others wait for it
                 return
             if call in self._waiting:
                 self._waiting.remove(call)
@@ -105,7 +108,7 @@ class GroupCommit(Generic[T, R]):
         finally:
             self._hand_over()
             for call in group:
-                call.told.set()
+                call.told.release()
 
     def _commit(self, group: list[_Call[T, R]]) -> None:
         try:
@@ -125,7 +128,7 @@ class GroupCommit(Generic[T, R]):
             if self._waiting:
                 leader = self._waiting[-1]
                 leader.leads = True
-                leader.told.set()
+                leader.told.release()
 
     def _outcome(self, call: _Call[T, R]) -> R:
         if call.results:

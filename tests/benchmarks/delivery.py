@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.delivery                                    all four, in turn
     python -m tests.benchmarks.delivery --against post_office --rounds 11  django-post_office, 2 processes of 4 threads
+    python -m tests.benchmarks.delivery --threads 16                       all four, with 16 threads in each process
     python -m tests.benchmarks.delivery --against celery                   Celery, one task for each e-mail, 2 times 4
     python -m tests.benchmarks.delivery --against loop loops               one bare smtplib loop beside one worker; two
     python -m tests.benchmarks.delivery --beside CHECKOUT                  another checkout, on the same servers
@@ -70,9 +71,9 @@ def _wait_until_taken(stand: Stand, messages: int) -> None:
     )  # fmt: skip
 
 
-def post_office(stand: Stand, emails: int) -> Side:
+def post_office(stand: Stand, emails: int, threads: int) -> Side:
     tools = peers.environment()
-    environ = {**stand.addresses(), "FOLDER": str(stand.new_folder())}
+    environ = {**stand.addresses(), "FOLDER": str(stand.new_folder()), "THREADS": str(threads)}
 
     def do(*arguments: str) -> float:
         began = time.perf_counter()
@@ -88,14 +89,16 @@ def post_office(stand: Stand, emails: int) -> Side:
         return {RATE: emails / (seconds - start_up), WHOLE_RUN: emails / seconds}
 
     do("migrate")
-    return Side(f"2 × 4 of {peers.versions(tools, 'django-post_office', 'Django')}", run)
+    return Side(f"2 × {threads} of {peers.versions(tools, 'django-post_office', 'Django')}", run)
 
 
-def celery(stand: Stand, emails: int) -> Side:
+def celery(stand: Stand, emails: int, threads: int) -> Side:
     tools = peers.environment()
     environ = {**stand.addresses(), "PYTHONPATH": str(peers.HERE)}
     for number in range(2):
-        command = f"{tools}/celery -A celery_app worker --pool prefork --concurrency 4 --hostname w{number}@benchmark"
+        command = (
+            f"{tools}/celery -A celery_app worker --pool prefork --concurrency {threads} --hostname w{number}@benchmark"
+        )
         command += " --without-gossip --without-mingle --without-heartbeat --loglevel INFO"
         process = peers.spawn(f"celery {number}", command, stand.new_folder(), environ, " ready.")
         stand.at_end(process.kill9)
@@ -107,7 +110,7 @@ def celery(stand: Stand, emails: int) -> Side:
         _wait_until_taken(stand, before + emails)
         return {RATE: emails / (time.perf_counter() - began)}
 
-    return Side(f"2 × 4 of {peers.versions(tools, 'celery')}, a task for each e-mail", run)
+    return Side(f"2 × {threads} of {peers.versions(tools, 'celery')}, a task for each e-mail", run)
 
 
 def loops(stand: Stand, emails: int, processes: int) -> Side:
@@ -120,32 +123,34 @@ def loops(stand: Stand, emails: int, processes: int) -> Side:
     return Side(f"{processes} bare smtplib loop(s), Python {sys.version.split()[0]}", run)
 
 
-Other = Callable[[Stand, int], Side]
+Other = Callable[[Stand, int, int], Side]
 
 OTHERS: dict[str, tuple[int, int, Other]] = {
     "post_office": (2, 20_000, post_office),
     "celery": (2, 5_000, celery),
-    "loop": (1, 5_000, lambda stand, emails: loops(stand, emails, 1)),
-    "loops": (2, 5_000, lambda stand, emails: loops(stand, emails, 2)),
+    "loop": (1, 5_000, lambda stand, emails, _: loops(stand, emails, 1)),
+    "loops": (2, 5_000, lambda stand, emails, _: loops(stand, emails, 2)),
 }
 """Our worker processes beside it, e-mails in a round, and how it is started."""
 
 
-def pairs(stand: Stand, against: list[str], beside: Path | None, emails: int | None) -> Iterator[tuple[Side, Side]]:
+def pairs(
+    stand: Stand, against: list[str], beside: Path | None, emails: int | None, threads: int
+) -> Iterator[tuple[Side, Side]]:
     if beside:
-        size, old = emails or 5_000, Backlog(stand, beside, 2)
-        new = Backlog(stand, ROOT, 2)
-        yield _side(new, ROOT, 2, size), _side(old, beside, 2, size)
+        size, old = emails or 5_000, Backlog(stand, beside, 2, threads)
+        new = Backlog(stand, ROOT, 2, threads)
+        yield _side(new, ROOT, size), _side(old, beside, size)
         return
     ours: dict[int, Backlog] = {}
     for name in against:
         workers, usual, start = OTHERS[name]
-        ours[workers] = ours.get(workers) or Backlog(stand, ROOT, workers)
-        yield _side(ours[workers], ROOT, workers, emails or usual), start(stand, emails or usual)
+        ours[workers] = ours.get(workers) or Backlog(stand, ROOT, workers, threads)
+        yield _side(ours[workers], ROOT, emails or usual), start(stand, emails or usual, threads)
 
 
-def _side(ours: Backlog, code: Path, workers: int, emails: int) -> Side:
-    return Side(f"{workers} worker(s) of 4 threads at {commit_of(code)}", lambda: ours.run(emails))
+def _side(ours: Backlog, code: Path, emails: int) -> Side:
+    return Side(f"{ours.workers} worker(s) of {ours.threads} threads at {commit_of(code)}", lambda: ours.run(emails))
 
 
 def main() -> None:
@@ -153,11 +158,12 @@ def main() -> None:
     parser.add_argument("--against", nargs="+", choices=OTHERS, default=list(OTHERS))
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another checkout of this project")
     parser.add_argument("--emails", type=int, help="in a round (default 20,000 beside post_office, else 5,000)")
+    parser.add_argument("--threads", type=int, default=4, help="in each process, or Celery's processes (default 4)")
     given = parser.parse_args()
     insist_on_quiet(given.anyway)
     with Stand() as stand:
         minutes = given.minutes / (1 if given.beside else len(given.against))
-        for ours, other in pairs(stand, given.against, given.beside, given.emails):
+        for ours, other in pairs(stand, given.against, given.beside, given.emails, given.threads):
             compare(alternate([ours, other], given.rounds, minutes), ours.name, other.name)
 
 

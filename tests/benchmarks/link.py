@@ -24,7 +24,7 @@ ROUND_TRIPS = 2
 
 
 def across(stand: Stand, link: DelayedLink, threads: int, round_trip: float, seconds: float) -> Side:
-    backlog = Backlog(stand, ROOT, 1, WORKER_THREADS=str(threads), SMTP_URL=f"smtp://127.0.0.1:{link.port}")
+    backlog = Backlog(stand, ROOT, 1, threads, SMTP_URL=f"smtp://127.0.0.1:{link.port}")
     limit = threads / (ROUND_TRIPS * round_trip)
     emails = round(limit * seconds)
 

@@ -1,4 +1,4 @@
-"""django-post_office: ``migrate``, ``queue COUNT BODY``, or ``send`` with two processes of four threads."""
+"""django-post_office: ``migrate``, ``queue COUNT BODY``, or ``send`` with two processes of THREADS threads."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ settings.configure(
     POST_OFFICE={
         "BACKENDS": {"default": "django.core.mail.backends.smtp.EmailBackend"},
         "BATCH_SIZE": int(os.environ.get("BATCH_SIZE", "1000")),
-        "THREADS_PER_PROCESS": 4,
+        "THREADS_PER_PROCESS": int(os.environ["THREADS"]),
         "SENDING_ORDER": ["created"],
     },
     TEMPLATES=[{"BACKEND": "django.template.backends.django.DjangoTemplates"}],
