@@ -33,9 +33,10 @@ MAX_SECONDS = 240
 class Backlog:
     """The Procfile's web and so many of its workers, paused until the backlog is there."""
 
-    def __init__(self, stand: Stand, code: Path, workers: int, **environ: str) -> None:
-        self.stand = stand
-        self.stack: Stack = stand.deploy(code, workers=workers, WEB_CONCURRENCY="1", **environ)
+    def __init__(self, stand: Stand, code: Path, workers: int, threads: int = 4, **environ: str) -> None:
+        self.stand, self.workers, self.threads = stand, workers, threads
+        environ |= {"WORKER_THREADS": str(threads), "WEB_CONCURRENCY": "1"}
+        self.stack: Stack = stand.deploy(code, workers=workers, **environ)
         self._name = self.stack.environ["DATABASE_URL"].rpartition("/")[2]
         self._numbers = count()
 
