@@ -1,0 +1,22 @@
+"""Our reference where it comes back: among the headers of the e-mail that a report is about, or under a key of ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from emailsvc.feedback.events import one_line
+
+KEY = "ref"
+"""Among the metadata, arguments or variables that a provider hands back."""
+
+HEADERS = frozenset({"x-email-ref", "x-pm-metadata-ref", "x-smtpapi", "x-mailgun-variables"})
+
+_reference = re.compile(r"(?<![\w-])[1-9][0-9]{0,18}-[0-9a-f]{16}(?![\w-])", re.ASCII).search
+
+
+def reference_in(headers: Iterable[tuple[str, object]]) -> str | None:
+    for name, value in headers:
+        if name.lower() in HEADERS and (found := _reference(one_line(value) or "")):
+            return found[0]
+    return None
