@@ -77,7 +77,9 @@ def transport_maker(config: Config) -> Callable[[], Transport]:
     if server is None:
         folder = config.instance / "outbox"
         return lambda: FileTransport(folder, idempotency_header=config.idempotency_header)
-    return lambda: SmtpTransport(server, idempotency_header=config.idempotency_header)
+    return lambda: SmtpTransport(
+        server, idempotency_header=config.idempotency_header, bounce_address=config.bounce_address
+    )
 
 
 def _dispose_after_fork(engine: Engine) -> None:

@@ -186,5 +186,13 @@ def _mail_server(config: Config) -> Iterator[Finding]:
     try:
         greeting = smtp.check(config.smtp_url)
         yield Finding("ok", "mail", f"login accepted by {config.smtp_url.host}: {greeting}")
+        if config.bounce_address:
+            yield _bounces(config.bounce_address, smtp.try_sender(config.smtp_url, config.bounce_address))
     except (OSError, ValueError) as exc:
         yield Finding("wrong", "mail", f"{exc}; check SMTP_URL")
+
+
+def _bounces(address: str, refusal: str | None) -> Finding:
+    if refusal is None:
+        return Finding("ok", "bounces", f"the mail server takes mail from {address}")
+    return Finding("wrong", "bounces", f"the mail server takes no mail from {address}: {refusal}; check BOUNCE_ADDRESS")

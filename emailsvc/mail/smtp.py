@@ -10,6 +10,7 @@ import logging
 import re
 import ssl
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from emailsvc.clock import monotonic
 from emailsvc.mail import Outcome, Result
@@ -38,10 +39,12 @@ class SmtpTransport(Transport):
         server: SmtpServer,
         *,
         idempotency_header: str | None = None,
+        bounce_address: str | None = None,
         context: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__(idempotency_header=idempotency_header)
         self._server = server
+        self._bounce_address = bounce_address
         self._context = context
         self._connection: Connection | None = None
         self._needs_reset = False
@@ -154,7 +157,7 @@ class SmtpTransport(Transport):
         if letter.international:
             options += (" BODY=8BITMIME" if connection.has_extn("8bitmime") else "") + " SMTPUTF8"
         commands = [
-            ("MAIL", f"MAIL FROM:<{letter.from_address}>{options}\r\n".encode()),
+            ("MAIL", f"MAIL FROM:<{self._bounce_address or letter.from_address}>{options}\r\n".encode()),
             ("RCPT", f"RCPT TO:<{letter.recipient}>\r\n".encode()),
             ("DATA", b"DATA\r\n"),
         ]
@@ -176,13 +179,29 @@ class SmtpTransport(Transport):
 
 def check(server: SmtpServer) -> str:
     """Connect, log in and QUIT. The server's greeting; ConnectFailed with the step and the server's reply."""
+    with _connected(server) as (_, greeting):
+        return greeting.text
+
+
+def try_sender(server: SmtpServer, address: str) -> str | None:
+    """Why the server takes no mail from ``address``; None when it does. Raises ConnectFailed as ``check`` does."""
+    with _connected(server) as (connection, _):
+        connection.send(f"MAIL FROM:<{address}>\r\n".encode())
+        reply = connection.read()
+        return None if reply.kind == 2 else str(reply)
+
+
+@contextmanager
+def _connected(server: SmtpServer) -> Iterator[tuple[Connection, Reply]]:
     line = Line()
     line.begin(monotonic() + CHECK_SECONDS)
     connection = Connection(server, line)
     greeting = connection.open()
-    line.rest(monotonic() + QUIT_SECONDS)
-    _quit(connection)
-    return greeting.text
+    try:
+        yield connection, greeting
+    finally:
+        line.rest(monotonic() + QUIT_SECONDS)
+        _quit(connection)
 
 
 def _is_stale(command: str, reply: Reply) -> bool:

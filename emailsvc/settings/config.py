@@ -46,6 +46,7 @@ class Config:
     smtp_url: parsers.SmtpServer | None = _setting(parsers.smtp_url, "", "`smtp://user:password@host:587` (STARTTLS is required, unless the host is loopback or the URL ends in `?starttls=off`) or `smtps://…:465`; percent-encode `@`, `:` and `/` in a password; unset: e-mails become files in `instance/outbox/`", secret=True)
     mail_from: str = _setting(parsers.address, "no-reply@localhost", "From address of e-mails without `from`")
     mail_from_domains: tuple[str, ...] = _setting(parsers.domains, "", "further domains that `from` may use, separated by blanks or commas", empty=())
+    bounce_address: str | None = _setting(parsers.envelope_sender, "", "envelope sender of every e-mail, where mail servers send bounces to; unset: the From address")
     retry_delay_seconds: float = _setting(parsers.number(0), "5", "delay before the first retry; it doubles with each further one, ±20 %")
     max_retry_attempts: int = _setting(parsers.whole(0, 1000), "3", "retries after the first attempt")
     retry_max_delay_seconds: float = _setting(parsers.number(0), "3600", "the longest such delay")

@@ -112,6 +112,14 @@ def address(text: str) -> str:
     return text
 
 
+def envelope_sender(text: str) -> str:
+    """As it goes into the envelope: an address for which no mail server needs SMTPUTF8."""
+    local, _, domain = address(text).rpartition("@")
+    if not local.isascii():
+        raise Bad("one e-mail address with an ASCII local part, such as bounces@example.com")
+    return f"{local}@{addresses.to_ascii(domain)}"
+
+
 def domains(text: str) -> tuple[str, ...]:
     domains = tuple(word.lower().rstrip(".") for word in words(text))
     if any("@" in domain or addresses.to_ascii(domain) is None for domain in domains):

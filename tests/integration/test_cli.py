@@ -32,7 +32,7 @@ from emailsvc.settings.config import Config, load
 from tests.emails import accept
 from tests.factories import new_email
 from tests.servers import PostgreSQL, free_port, wait_for
-from tests.smtpd import Smtpd
+from tests.smtpd import Plan, Smtpd
 from tests.stack import ROOT
 
 Flasks = Callable[..., Run]
@@ -556,6 +556,16 @@ def test_check_fails_on_a_refused_login_and_does_not_show_the_password(
     assert "AUTH: 535" in found["mail"][1]
     assert "wrong-password" not in str(found)
     assert check(make_config(smtp_url=url("ada", "right", sink.port)))[0] == 0
+
+
+@sqlite_only
+def test_check_tries_the_address_of_bounces(make_config: Callable[..., Config], sink: Smtpd, live_worker: str) -> None:
+    config = make_config(smtp_url=f"smtp://127.0.0.1:{sink.port}", bounce_address="bounces@example.com")
+    assert check(config)[1]["bounces"] == ("ok", "the mail server takes mail from bounces@example.com")
+    sink.script("*", Plan("mail", "553 5.7.1 not yours"))
+    status, found = check(config)
+    assert (status, found["mail"][0]) == (1, "ok")
+    assert found["bounces"][1].endswith("bounces@example.com: 553 5.7.1 not yours; check BOUNCE_ADDRESS")
 
 
 @sqlite_only

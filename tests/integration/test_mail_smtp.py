@@ -21,7 +21,7 @@ from emailsvc.mail import smtp as smtp_module
 from emailsvc.mail import transport as transport_module
 from emailsvc.mail.connection import ConnectFailed, Connection
 from emailsvc.mail.line import Line
-from emailsvc.mail.smtp import SmtpTransport, check
+from emailsvc.mail.smtp import SmtpTransport, check, try_sender
 from emailsvc.settings.parsers import SmtpServer
 from tests.factories import a_message
 from tests.smtpd import DROP, HANG, Action, Drip, Later, Plan, Smtpd
@@ -593,6 +593,21 @@ def test_check_says_what_is_wrong(server: Smtpd) -> None:
     server.behaviour.login = ("shop", "right")
     with pytest.raises(ConnectFailed, match=r"127\.0\.0\.1:\d+: AUTH: 535 5\.7\.8 user or password is wrong"):
         check(at(server, user="shop", password="wrong"))
+
+
+def test_a_sender_is_tried_and_nothing_is_sent(server: Smtpd) -> None:
+    assert try_sender(at(server), "bounces@example.com") is None
+    assert (server.seen("MAIL"), server.seen("RCPT"), server.seen("QUIT")) == (1, 0, 1)
+    server.script("*", Plan("mail", "553 5.7.1 not yours"))
+    assert try_sender(at(server), "bounces@example.com") == "553 5.7.1 not yours"
+
+
+def test_bounces_go_to_their_own_address_and_the_recipient_sees_the_from_address(server: Smtpd) -> None:
+    transport = SmtpTransport(at(server), bounce_address="bounces@example.com")
+    assert send(transport, a_message(from_address="shop@example.com")).outcome is SENT
+    transport.close()
+    (taken,) = server.accepted
+    assert (taken.sender, taken.message["From"]) == ("bounces@example.com", "shop@example.com")
 
 
 def test_the_log_shows_no_password_address_or_body(
