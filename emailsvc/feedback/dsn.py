@@ -13,7 +13,8 @@ from email.parser import HeaderParser
 from email.utils import parsedate_to_datetime
 
 from emailsvc.feedback.events import Event, heard
-from emailsvc.feedback.returned import reference_in
+from emailsvc.feedback.reference import read_reference
+from emailsvc.feedback.returned import UNMATCHED, reference_in
 from emailsvc.vocabulary import BounceKind, Report
 
 MAX_BYTES = 256 * 1024
@@ -33,12 +34,12 @@ _about_the_address = re.compile(r"5\.(?:0\.0|1\.[0-9]+|2\.1|4\.4)").fullmatch  #
 
 
 def read(raw: bytes) -> list[Event]:
-    """An event for each recipient that the mail tells of; any other mail is one event of which nothing is known."""
-    parts = _parts(_parse(raw[:MAX_BYTES].decode("utf-8", "replace")))
+    """An event for each recipient that the mail tells of. Any other mail is one report of no e-mail."""
+    mail = _parse(raw[:MAX_BYTES].decode("utf-8", "replace"))
+    parts, sent_at = _parts(mail), _moment(mail, "Date")
     blocks = [block for part in parts if _is(part, STATUS_TYPES) for block in _blocks(part)]
     reference = _envelope_id(blocks) or _returned(parts)
-    events = [_event(block, reference) for block in blocks if "Action" in block]
-    return events or [heard("unknown", reference=reference)]
+    return [_event(block, reference, sent_at) for block in blocks if "Action" in block] or [UNMATCHED]
 
 
 def _parse(text: str) -> Message:
@@ -74,7 +75,8 @@ def _blocks(part: Message) -> list[Message]:
 
 
 def _envelope_id(blocks: list[Message]) -> str | None:
-    return next((_field(block, "Original-Envelope-Id") for block in blocks if "Original-Envelope-Id" in block), None)
+    """A server on the way may have given it an id of its own, which is none of ours."""
+    return next(filter(read_reference, (_field(block, "Original-Envelope-Id") for block in blocks)), None)
 
 
 def _returned(parts: list[Message]) -> str | None:
@@ -82,12 +84,12 @@ def _returned(parts: list[Message]) -> str | None:
     return reference_in((name, value) for head in heads for name, value in head.items())
 
 
-def _event(block: Message, reference: str | None) -> Event:
+def _event(block: Message, reference: str | None, sent_at: datetime | None) -> Event:
     action = _field(block, "Action").lower()
     event, status = ACTIONS.get(action, action), _field(block, "Status").partition(" ")[0]
     return heard(
         event,
-        at=_moment(_field(block, "Last-Attempt-Date")),
+        at=_moment(block, "Last-Attempt-Date") or sent_at,
         reference=reference,
         kind=_kind(status) if event == Report.BOUNCED else None,
         code=status,
@@ -99,8 +101,8 @@ def _kind(status: str) -> BounceKind:
     return BounceKind.HARD if _about_the_address(status) else BounceKind.SOFT
 
 
-def _moment(text: str) -> datetime | None:
+def _moment(message: Message, name: str) -> datetime | None:
     try:
-        return parsedate_to_datetime(text)
+        return parsedate_to_datetime(_field(message, name))
     except (ValueError, TypeError, IndexError, OverflowError):
         return None

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from emailsvc.feedback.events import one_line
+from emailsvc.feedback.events import heard, one_line
+from emailsvc.vocabulary import Report
 
 KEY = "ref"
 """Among the metadata, arguments or variables that a provider hands back."""
 
 HEADERS = frozenset({"x-email-ref", "x-pm-metadata-ref", "x-smtpapi", "x-mailgun-variables"})
+
+UNMATCHED = heard(Report.BOUNCED)
+"""A report that cannot be read: of no e-mail, and counted so."""
 
 _reference = re.compile(r"(?<![\w-])[1-9][0-9]{0,18}-[0-9a-f]{16}(?![\w-])", re.ASCII).search
 

@@ -12,7 +12,7 @@ from msgspec import Meta, Raw, field
 
 from emailsvc.errors import InvalidPayload
 from emailsvc.feedback.events import Event, heard
-from emailsvc.feedback.returned import KEY
+from emailsvc.feedback.returned import KEY, UNMATCHED
 from emailsvc.intake.decoding import decode
 from emailsvc.vocabulary import BounceKind, Report
 
@@ -50,7 +50,7 @@ def _event(raw: bytes) -> Event:
     try:
         item = decode(_ITEM, raw)
     except InvalidPayload:
-        return heard("unknown")  # its neighbours are as good as ever
+        return UNMATCHED  # its neighbours are as good as ever
     event = EVENTS.get(item.event, item.event)
     return heard(
         event,

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import base64
-import email
-import email.policy
-import os
-import pwd
-import shutil
-import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from email.message import EmailMessage
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,89 +18,15 @@ from emailsvc.outbox import SentTogether
 from emailsvc.settings.config import Config
 from emailsvc.settings.parsers import SmtpServer
 from tests.emails import accept
-from tests.servers import free_port, wait_for
+from tests.postfix import Postfix, postfix
+from tests.servers import wait_for
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
-SERVICES = """
-{port}    inet n - n - - smtpd
-pickup    unix n - n 60 1 pickup
-cleanup   unix n - n - 0 cleanup
-qmgr      unix n - n 300 1 qmgr
-rewrite   unix - - n - - trivial-rewrite
-bounce    unix - - n - 0 bounce
-defer     unix - - n - 0 bounce
-trace     unix - - n - 0 bounce
-proxymap  unix - - n - - proxymap
-error     unix - - n - - error
-retry     unix - - n - - error
-virtual   unix - n n - - virtual
-anvil     unix - - n - 1 anvil
-postlog   unix-dgram n - n - 1 postlogd
-"""
-
-SETTINGS = """
-compatibility_level = 3.6
-queue_directory = {folder}/queue
-data_directory = {folder}/data
-command_directory = /usr/sbin
-daemon_directory = /usr/lib/postfix/sbin
-inet_interfaces = 127.0.0.1
-mynetworks = 127.0.0.0/8
-mydestination =
-myhostname = mail.example.test
-virtual_mailbox_domains = example.test
-virtual_mailbox_base = {folder}/mail
-virtual_mailbox_maps = static:box/
-virtual_minimum_uid = 1
-virtual_uid_maps = static:{owner.pw_uid}
-virtual_gid_maps = static:{owner.pw_gid}
-maillog_file = {folder}/postfix.log
-maillog_file_prefixes = {folder}
-smtpd_discard_ehlo_keywords = {without}
-smtpd_peername_lookup = no
-"""
-
-
-class Postfix:
-    def __init__(self, folder: Path, without: str) -> None:
-        self.port, self._folder = free_port(), folder
-        self._configuration = folder / "etc"
-        owner = pwd.getpwnam("postfix")
-        for name in ("etc", "queue", "data", "mail"):
-            (folder / name).mkdir()
-        for name in ("data", "mail"):
-            os.chown(folder / name, owner.pw_uid, owner.pw_gid)
-        folder.chmod(0o755)  # its processes run as another user
-        (self._configuration / "main.cf").write_text(SETTINGS.format(folder=folder, owner=owner, without=without))
-        (self._configuration / "master.cf").write_text(SERVICES.format(port=self.port))
-
-    def __enter__(self) -> Postfix:
-        self._run("start")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._run("abort")
-
-    def _run(self, command: str) -> None:
-        line = ["postfix", "-c", str(self._configuration), command]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stdout + done.stderr + self._log()
-
-    def _log(self) -> str:
-        log = self._folder / "postfix.log"
-        return log.read_text() if log.exists() else ""
-
-    def mails(self) -> list[EmailMessage]:
-        found = sorted((self._folder / "mail" / "box" / "new").glob("*"))
-        return [email.message_from_bytes(path.read_bytes(), policy=email.policy.default) for path in found]
-
 
 @pytest.fixture(params=["", "pipelining, 8bitmime"], ids=["pipelining", "no pipelining"])
-def postfix(request: pytest.FixtureRequest) -> Iterator[Postfix]:
-    if shutil.which("postfix") is None or os.geteuid() != 0:
-        pytest.skip("needs Postfix (apt-get install postfix) and root, whose rights it starts with")
-    with tempfile.TemporaryDirectory() as folder, Postfix(Path(folder), request.param) as server:
+def server(request: pytest.FixtureRequest) -> Iterator[Postfix]:
+    with postfix(smtpd_discard_ehlo_keywords=request.param) as server:
         yield server
 
 
@@ -140,15 +58,15 @@ def _posted(fields: dict[str, Any]) -> dict[str, Any]:
     return {**fields, "attachments": attachments}
 
 
-def test_everything_arrives_as_it_was_posted(engine: Engine, config: Config, postfix: Postfix) -> None:
+def test_everything_arrives_as_it_was_posted(engine: Engine, config: Config, server: Postfix) -> None:
     for name, fields in CONTENTS.items():
         accept(engine, config, name, **{"user": "box@example.test", "subject": name, **_posted(fields)})
-    transport = SmtpTransport(SmtpServer("127.0.0.1", postfix.port, "none"))
+    transport = SmtpTransport(SmtpServer("127.0.0.1", server.port, "none"))
     Drain(engine, config, transport, threading.Event(), lambda: None, SentTogether(engine)).run()
     transport.close()
     assert reports.stats(engine).sent == len(CONTENTS), reports.dead_letters(engine)
-    wait_for(lambda: len(postfix.mails()) == len(CONTENTS), 30, lambda: f"the mailbox to fill\n{postfix._log()}")
-    arrived = {mail["Message-ID"]: mail for mail in postfix.mails()}
+    wait_for(lambda: len(server.mails()) == len(CONTENTS), 30, lambda: f"the mailbox to fill\n{server.log()}")
+    arrived = {mail["Message-ID"]: mail for mail in server.mails()}
     for name, fields in CONTENTS.items():
         _compare(arrived[reports.email(engine, name).message_id], name, fields)
 

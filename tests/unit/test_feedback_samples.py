@@ -104,7 +104,7 @@ EXPECTED: dict[str, list[tuple[str | None, ...]]] = {
     "dsn/rfc3464-2.3.3-relayed": [("relayed", None, "2.0.0")],
     "dsn/rfc3464-2.3.6-gateway": [("bounced", "hard", "5.0.0")],
     "dsn/rfc6533-4-international": [("bounced", "hard", "5.1.1")],
-    "dsn/rfc3834-vacation": [("unknown", None, None)],
+    "dsn/rfc3834-vacation": [("bounced", None, None)],
 }
 WITHOUT_REFERENCE = {
     "ses/notification-examples-bounce-without-headers",
@@ -292,7 +292,7 @@ def test_one_event_that_cannot_be_read_costs_its_neighbours_nothing() -> None:
     good = json.loads((SAMPLES / "sendgrid" / "2026-11-24-event-webhook-reference-bounce.json").read_text())[0]
     events = PROVIDERS["sendgrid"](json.dumps([good, {"event": 1}, 7, good]).encode())
     assert [(one.event, one.reference) for one in events] == [
-        *((Report.BOUNCED, REFERENCE), ("unknown", None), ("unknown", None), (Report.BOUNCED, REFERENCE))
+        *((Report.BOUNCED, REFERENCE), (Report.BOUNCED, None), (Report.BOUNCED, None), (Report.BOUNCED, REFERENCE))
     ]
 
 
@@ -347,12 +347,30 @@ def test_what_is_encoded_in_a_bounce_mail_is_decoded() -> None:
     assert (event.event, event.code, event.reference) == (Report.BOUNCED, "5.1.1", REFERENCE)
 
 
+@pytest.mark.parametrize("date", ["", "yesterday", "Mon, 99 Foo 2026 99:99:99 +9999", "1"])
+def test_a_bounce_mail_without_the_time_of_the_attempt_is_as_old_as_itself(date: str) -> None:
+    mail = sample("rfc3464-2-envelope-id").replace("Date: Mon, 2 Nov 2026 08:00:03 +0000", f"Date: {date}")
+    assert [one.at for one in dsn.read(mail.encode())] == [datetime(2026, 11, 2, 8, 0, 4, tzinfo=UTC)]
+    mail = re.sub(r"(?m)^Date: .*$", f"Date: {date}", mail)
+    assert [(one.event, one.at) for one in dsn.read(mail.encode())] == [(Report.BOUNCED, None)]
+
+
+def test_an_envelope_id_of_another_server_hides_no_returned_header() -> None:
+    mail = sample("rfc3464-2-returned-headers").replace("Reporting-MTA", "Original-Envelope-Id: QQ1\nReporting-MTA")
+    assert [one.reference for one in dsn.read(mail.encode())] == [REFERENCE]
+
+
+def test_a_receipt_for_reading_is_no_bounce() -> None:
+    """RFC 8098: it returns the headers, too."""
+    mail = sample("rfc3464-2-returned-headers").replace("delivery-status", "disposition-notification")
+    assert [one.reference for one in dsn.read(mail.encode())] == [None]
+
+
 @pytest.mark.parametrize(
-    "date", ["", "yesterday", "Mon, 99 Foo 2026 99:99:99 +9999", "1", "Mon, 2 Nov 2026 08:00:03 -0000"]
+    "header", ["x-email-ref: {}", "X-PM-Metadata-ref: {}", 'X-SMTPAPI: {{"unique_args": {{"ref": "{}"}}}}']
 )
-def test_a_time_that_cannot_be_read_is_none(date: str) -> None:
-    mail = sample("rfc3464-2-envelope-id").replace(
-        "Last-Attempt-Date: Mon, 2 Nov 2026 08:00:03 +0000", f"Last-Attempt-Date: {date}"
-    )
-    (event,) = dsn.read(mail.encode())
-    assert (event.event, event.at) == (Report.BOUNCED, None)
+def test_whichever_header_carries_the_reference_is_found(header: str) -> None:
+    mail = sample("rfc3464-2-returned-headers").replace(f"X-Email-Ref: {REFERENCE}", header.format(REFERENCE))
+    assert [one.reference for one in dsn.read(mail.encode())] == [REFERENCE]
+    other = mail.replace(REFERENCE, f"x{REFERENCE}")
+    assert [one.reference for one in dsn.read(other.encode())] == [None]
