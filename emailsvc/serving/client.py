@@ -1,4 +1,6 @@
-"""A client's socket. A thread reads the request from memory and writes the answer to memory; the loop does the rest."""
+"""A client's socket. A thread reads the request from memory and writes the answer to memory; the loop does the rest,
+but for what can be sent of the answer at once.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Client:
-    """``recv`` and ``sendall`` and what else gunicorn calls in a thread never wait; all others are the loop's."""
+    """``recv`` and ``sendall`` and what else gunicorn calls in a thread never wait; others are the loop's alone, but
+    for ``transmit``, which whoever has the connection calls.
+    """
 
     def __init__(self, raw: socket.socket, limits: Limits) -> None:
         raw.setblocking(False)

@@ -12,6 +12,7 @@ import selectors
 import socket
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
@@ -125,6 +126,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             conn.sock.encourage()
 
     # The answer goes out
+
+    def handle(self, conn: Connection) -> bool:
+        """In a thread, which has the connection to itself until it is done: what the client takes at once is sent
+        before the loop has its turn. What is left, or an error, the loop meets again.
+        """
+        keep = bool(super().handle(conn))
+        with suppress(OSError):
+            conn.sock.transmit()
+        return keep
 
     def finish_request(self, conn: Connection, fs: Future[object]) -> None:
         conn.keep = not fs.cancelled() and fs.exception() is None and bool(fs.result())

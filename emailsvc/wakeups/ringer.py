@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-PAUSE_SECONDS = 0.002
+PAUSE_SECONDS = 0.01
 """After a ring: what falls into it is rung for at its end, once for all."""
 
 
