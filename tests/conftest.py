@@ -17,6 +17,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from huey.storage import SqliteStorage
+from hypothesis import HealthCheck, settings
 from sqlalchemy import Engine
 
 from emailsvc.app import create_app
@@ -31,6 +32,10 @@ from tests.stack import Stack
 
 for _name in ("DYNO", *(setting.name for setting in configuration.SETTINGS)):
     os.environ.pop(_name, None)  # for this process and the ones that tests start
+
+# A busy machine is no flaw. What Hypothesis itself takes in CI stays.
+settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -12,7 +12,7 @@ from email.message import EmailMessage
 from email.utils import parsedate_to_datetime
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from emailsvc.mail import Attachment, Message
@@ -63,7 +63,7 @@ attachments = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120)
 @given(one_line, one_line, one_line.filter(bool), texts, st.none() | texts, st.lists(attachments, max_size=3))
 @example("=?utf-8?q?a=0ABcc:_eve=40example.com?=", "a  b" * 90, "=?", "\r.\r\n", "\n.\n", [])
 @example("x" * 998, "y " * 400 + "y", "z" * 255, "x" * 20_000, "ä" * 20_000, [])
