@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
+from collections import defaultdict
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, func, or_, select
 
 from emailsvc.db.models import Attempt, Counter, DeadLetter, Email, Switch, has_status
+from emailsvc.db.sqltime import db_hour
 from emailsvc.vocabulary import Resolution, Status
 
 Kind = Literal[
@@ -17,8 +19,13 @@ Kind = Literal[
     "duplicates", "mismatches", "cancelled", "purged_cancelled", "purged_failed",
 ]  # fmt: skip
 
+HOUR = timedelta(hours=1)
+
 TOTALS = datetime(1970, 1, 1, tzinfo=UTC)
 """The hour that stands for all before ``Marks.totals``, under names that a release before 0003 does not add up."""
+
+UNDATED = TOTALS + HOUR
+"""The hour of what a count of the rows found lacking: nobody knows of which."""
 
 TOTAL_OF = "total_"
 
@@ -47,6 +54,10 @@ class Countable(NamedTuple):
         # count(*): with a column in the brackets, PostgreSQL would look at every row beside its index.
         statement = select(func.count()).where(self.at >= start, *self.condition)
         return statement if end is None else statement.where(self.at < end)
+
+    def by_hour(self, start: datetime) -> Select[datetime, int]:
+        hour = db_hour(self.at)
+        return select(hour, func.count()).where(self.at >= start, *self.condition).group_by(hour)
 
 
 MAIL: dict[Kind, Countable] = {
@@ -111,6 +122,24 @@ def read_counts(connection: Connection) -> Counts:
         received, tally["duplicates"], tally["mismatches"], max(pending, 0), sending, sent, failed, cancelled,
         tally["failed_attempts"], letters, refused,
     )  # fmt: skip
+
+
+def read_hours(connection: Connection, first: datetime) -> dict[datetime, Tally[str]]:
+    """What happened in each hour from ``first`` on; those are left out in which nothing did."""
+    marks = read_marks(connection)
+    hours: defaultdict[datetime, Tally[str]] = defaultdict(Tally)
+    counted = select(Counter.hour, Counter.kind, func.sum(Counter.value)).where(Counter.hour >= first)
+    for hour, kind, value in connection.execute(counted.group_by(Counter.hour, Counter.kind)):
+        hours[hour][kind] += int(value)
+    for kinds, mark in ((MAIL, marks.mail), (LETTERS, marks.letters)):
+        for name, what in kinds.items():
+            for hour, value in connection.execute(what.by_hour(max(first, mark or first))):
+                hours[hour][name] += value
+    return hours
+
+
+def hour_of(moment: datetime) -> datetime:
+    return moment.replace(minute=0, second=0, microsecond=0)
 
 
 def read_rows(connection: Connection, tally: Tally[str]) -> Rows:

@@ -50,6 +50,13 @@ class db_in(FunctionElement[datetime]):
         super().__init__(seconds)
 
 
+class db_hour(FunctionElement[datetime]):
+    """The beginning of the hour (UTC) that a time lies in."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
 @compiles(db_now, "postgresql")
 def _now_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
     return "statement_timestamp()"
@@ -70,3 +77,13 @@ def _in_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
 def _in_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
     seconds = compiler.process(element.clauses, **kw)
     return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', {seconds})) || '000')"
+
+
+@compiles(db_hour, "postgresql")
+def _hour_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
+    return f"date_trunc('hour', {compiler.process(element.clauses, **kw)}, 'UTC')"
+
+
+@compiles(db_hour, "sqlite")
+def _hour_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
+    return f"strftime('%Y-%m-%d %H:00:00.000000', {compiler.process(element.clauses, **kw)})"

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, FromClause, SmallInteger, bindparam, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, FromClause, SmallInteger, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from emailsvc.db.counts import REFUSED, TOTAL_OF, TOTALS, Kind
 from emailsvc.db.models import Counter
-from emailsvc.db.sqltime import db_now
+from emailsvc.db.sqltime import db_hour, db_now
 from emailsvc.outbox.transaction import in_transaction
 
 COUNTER_SHARDS = 16
@@ -25,6 +25,7 @@ def _summing(statement: Any) -> Any:
     )
 
 
+_THIS_HOUR = db_hour(db_now())
 _ADD = {"postgresql": _summing(postgresql.insert(Counter)), "sqlite": _summing(sqlite.insert(Counter))}
 
 
@@ -33,9 +34,9 @@ def add_to_counter(
 ) -> None:
     """Last in its transaction: a counter row is shared by many, so it is locked for as short as can be.
 
-    Without ``hour`` it is the current one.
+    Without ``hour`` it is the current one. With it, the caller alone counts that kind: one row is enough.
     """
-    _add(connection, kind, value, _this_hour(connection.dialect.name) if hour is None else hour)
+    _add(connection, kind, value, _THIS_HOUR if hour is None else hour, any_shard() if hour is None else 0)
 
 
 def count_refused(engine: Engine, counts: Mapping[str, int]) -> None:
@@ -43,34 +44,27 @@ def count_refused(engine: Engine, counts: Mapping[str, int]) -> None:
 
     def add(connection: Connection) -> None:
         for code in sorted(counts):
-            _add(connection, f"{REFUSED}{code}", counts[code], _this_hour(connection.dialect.name))
+            _add(connection, f"{REFUSED}{code}", counts[code], _THIS_HOUR, any_shard())
 
     in_transaction(engine, add)
 
 
-def _add(connection: Connection, kind: str, value: int, hour: datetime | ColumnElement[Any]) -> None:
-    values = {"hour": hour, "kind": kind, "shard": any_shard(), "value": value}
+def _add(connection: Connection, kind: str, value: int, hour: datetime | ColumnElement[Any], shard: int) -> None:
+    values = {"hour": hour, "kind": kind, "shard": shard, "value": value}
     connection.execute(_ADD[connection.dialect.name].values(**values))
 
 
 def add_to_total(connection: Connection, kind: str, value: int) -> None:
     """To what the hours before last add up to."""
-    total = {"hour": TOTALS, "kind": f"{TOTAL_OF}{kind}", "shard": 0, "value": value}
-    connection.execute(_ADD[connection.dialect.name].values(**total))
+    _add(connection, f"{TOTAL_OF}{kind}", value, TOTALS, 0)
 
 
 def adding(seen: FromClause) -> Any:
     """The same on PostgreSQL, as part of another statement: adds the kinds and values of ``seen``. Takes ``shard``."""
     shard = bindparam("shard", type_=SmallInteger())
-    source = select(_this_hour("postgresql"), seen.c.kind, shard, seen.c.value).order_by(seen.c.kind)
+    source = select(_THIS_HOUR, seen.c.kind, shard, seen.c.value).order_by(seen.c.kind)
     return _summing(postgresql.insert(Counter).from_select(["hour", "kind", "shard", "value"], source))
 
 
 def any_shard() -> int:
     return secrets.randbelow(COUNTER_SHARDS)
-
-
-def _this_hour(dialect: str) -> ColumnElement[Any]:
-    if dialect == "postgresql":
-        return func.date_trunc("hour", db_now(), "UTC")
-    return func.strftime("%Y-%m-%d %H:00:00.000000", "now")

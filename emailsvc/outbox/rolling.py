@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,19 @@ from sqlalchemy import Connection, Engine, delete, select, text, update
 from sqlalchemy import func as sql
 from sqlalchemy.orm import InstrumentedAttribute
 
-from emailsvc.db.counts import LETTERS, MAIL, TOTALS, Countable, Kind, Marks, differences, read_marks
+from emailsvc.db.counts import (
+    HOUR,
+    LETTERS,
+    MAIL,
+    TOTALS,
+    UNDATED,
+    Countable,
+    Kind,
+    Marks,
+    differences,
+    hour_of,
+    read_marks,
+)
 from emailsvc.db.models import Counter, Switch
 from emailsvc.db.snapshots import snapshot
 from emailsvc.db.sqltime import UtcDateTime, db_in
@@ -38,8 +50,6 @@ HIDDEN_SECONDS = 300.0
 
 MIN_STEP_SECONDS = 5.0
 """All worker processes roll up; one of them is enough."""
-
-HOUR = timedelta(hours=1)
 
 _SETTLED = text("""
 SELECT least(
@@ -112,10 +122,6 @@ def _count_anew(
     return True
 
 
-def hour_of(moment: datetime) -> datetime:
-    return moment.replace(minute=0, second=0, microsecond=0)
-
-
 def close_hours(engine: Engine) -> None:
     """Once an hour: sum up the hours before last, of which no transaction is left, and compare the counters with the
     rows. Where they differ they are corrected, and that is an error; after an upgrade it is how they begin.
@@ -148,5 +154,6 @@ def _close(connection: Connection, before: Marks, after: Marks, lacking: Mapping
     for kind, value in connection.execute(closed).all():
         add_to_total(connection, kind, int(value))
     for kind, lack in lacking.items():
-        add_to_counter(connection, kind, lack)
+        add_to_counter(connection, kind, lack, UNDATED)
+        add_to_total(connection, kind, lack)
     return True

@@ -7,6 +7,7 @@ from emailsvc.reports.delivery import delivery_state as delivery_state
 from emailsvc.reports.emails import email as email
 from emailsvc.reports.emails import lookup as lookup
 from emailsvc.reports.groups import letter_groups as letter_groups
+from emailsvc.reports.hourly import hours as hours
 from emailsvc.reports.invariant import glance as glance
 from emailsvc.reports.invariant import violations as violations
 from emailsvc.reports.journal import action as action

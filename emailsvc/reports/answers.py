@@ -59,6 +59,25 @@ class Stats(Totals):
     refused: dict[str, Count]
 
 
+class Hour(msgspec.Struct):
+    """What happened in the hour that begins at ``hour``. ``failed``: given up, whatever became of it since."""
+
+    hour: str
+    received: Count
+    duplicates: Count
+    mismatches: Count
+    sent: Count
+    failed: Count
+    cancelled: Count
+    failed_attempts: Count
+
+
+class Hours(msgspec.Struct):
+    """In order; the last one is still open."""
+
+    hours: list[Hour]
+
+
 class DeadLetter(msgspec.Struct):
     """``user`` and ``subject`` are null once they were erased or scrubbed."""
 

@@ -116,6 +116,10 @@ class CancelAnswer(msgspec.Struct):
     state: Literal["cancelled"]
 
 
+class HoursQuery(msgspec.Struct, forbid_unknown_fields=True):
+    since: Moment | None = None
+
+
 class LetterQuery(msgspec.Struct, forbid_unknown_fields=True):
     """``error``: contained in the letter's, in capitals or not; % and _ stand for themselves."""
 

@@ -9,7 +9,9 @@ from msgspec.structs import asdict
 
 from emailsvc import reports
 from emailsvc.context import service
-from emailsvc.reports.answers import Stats
+from emailsvc.intake.payload import in_utc
+from emailsvc.reports.answers import Hours, Stats
+from emailsvc.web.answers import HoursQuery
 from emailsvc.web.contract import Routes
 from emailsvc.web.page import PAGE
 from emailsvc.web.reading import answer
@@ -28,6 +30,13 @@ def totals() -> Response:
     response = _page(current) if wants_page else answer(current)
     response.headers["Vary"] = "Accept"
     return response
+
+
+@blueprint.declare(
+    "GET", "/stats/hours", "operator", "What happened in each hour", codes=("invalid_field", "unknown_field")
+)
+def by_hour(query: HoursQuery) -> Hours:
+    return reports.hours(service().engine, in_utc(query.since))
 
 
 def _page(current: Stats) -> Response:

@@ -204,6 +204,7 @@ OPERATIONS: dict[str, Operation] = {
     "one e-mail": one_email,
     "searches": searches,
     "/stats": page("/stats"),
+    "/stats/hours": page("/stats/hours"),
     "/metrics": page("/metrics"),
     "/readyz": page("/readyz"),
 }

@@ -154,7 +154,7 @@ def same_shape(shown: Any, real: Any, where: str = "answer") -> None:
         assert len(shown) == len(real), where
         for index, (one, other) in enumerate(zip(shown, real, strict=True)):
             same_shape(one, other, f"{where}[{index}]")
-    elif where.endswith(("_at", ".at", ".since", ".message_id", "oldest_pending_seconds")):
+    elif where.endswith(("_at", ".at", ".hour", ".since", ".message_id", "oldest_pending_seconds")):
         assert (shown is None) == (real is None), where
     elif where.endswith(".next_cursor") and shown is not None:
         assert re.fullmatch(CURSOR, shown), where
