@@ -13,7 +13,8 @@ from emailsvc.clock import isoformat, utcnow
 from emailsvc.settings.config import Config
 
 EVENTS = {
-    "accepted": ("INFO", "a webhook was stored"),
+    "accepted": ("INFO", "a webhook was stored; with `duplicate_of`, it would have been absorbed (`DEDUPE_MODE=observe`)"),
+    "absorbed": ("INFO", "a webhook that is the duplicate of another id, `duplicate_of`; `same_content` tells whether of its content, too"),
     "duplicate": ("INFO", "a webhook with a known id and the same content"),
     "mismatch": ("INFO", "a webhook with a known id and other content"),
     "webhook_refused": ("WARNING", "a webhook, or one e-mail of a batch, was answered 4xx; `code` and `field` say why (401 and 403: `access_denied`)"),
@@ -26,7 +27,6 @@ EVENTS = {
     "swept": ("INFO, DEBUG", "what a sweep repaired (DEBUG when nothing)"),
     "cancelled": ("INFO, WARNING", "an operator cancelled it (WARNING: an erased e-mail that was in hand)"),
     "made_due": ("INFO", "an operator sends it now, or so many `emails`"),
-    "viewed": ("INFO", "an operator looked at its content"),
     "replayed": ("INFO", "an operator sends it again"),
     "delivered": ("INFO", "an operator marked it as delivered"),
     "discarded": ("INFO", "an operator discarded it"),

@@ -6,13 +6,28 @@ import enum
 
 
 class Status(enum.StrEnum):
-    """Where an e-mail stands; ``state`` in every answer."""
+    """Where an e-mail stands, as the database has it."""
 
     PENDING = "pending"
     SENDING = "sending"
     SENT = "sent"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+
+class State(enum.StrEnum):
+    """The same as ``state`` in every answer."""
+
+    PENDING = Status.PENDING
+    SENDING = Status.SENDING
+    SENT = Status.SENT
+    FAILED = Status.FAILED
+    CANCELLED = Status.CANCELLED
+    ABSORBED = "absorbed"  # cancelled as the duplicate of another; a status of its own would rebuild the table
+
+    @classmethod
+    def of(cls, status: str, duplicate_of: str | None) -> State:
+        return cls.ABSORBED if duplicate_of is not None and status == Status.CANCELLED else cls(status)
 
 
 class Reason(enum.StrEnum):
@@ -80,6 +95,7 @@ class EventName(enum.StrEnum):
     SENT = Outcome.SENT
     DEAD_LETTERED = "dead_lettered"
     CANCELLED = Status.CANCELLED
+    ABSORBED = State.ABSORBED
     REPLAYED = Resolution.REPLAYED
     DELIVERED = Resolution.DELIVERED
     DISCARDED = Resolution.DISCARDED
@@ -121,7 +137,6 @@ class ActionKind(enum.StrEnum):
     CANCELLED = "cancelled"
     ERASED = "erased"
     MADE_DUE = "made_due"
-    VIEWED = "viewed"  # its content
     STOPPED = "stopped"
 
 

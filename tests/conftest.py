@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import socket
@@ -284,13 +283,16 @@ def sink() -> Iterator[Smtpd]:
 @pytest.fixture
 def make_stack(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
     """``make_stack(DATABASE_URL=…)``: a deploy in a folder of its own; what it logged is shown when the test fails."""
-    folders = (tmp_path / f"stack{number}" for number in itertools.count())
-    with ExitStack() as close:
+    made: list[Stack] = []
 
-        def make(**environ: str) -> Stack:
-            return close.enter_context(Stack(next(folders), **environ))
+    def make(**environ: str) -> Stack:
+        made.append(Stack(tmp_path / f"stack{len(made)}", **environ))
+        return made[-1]
 
-        yield make
+    yield make
+    for stack in made:
+        stack.stop()
+        print(stack.tail())
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, delete, select, update
 from emailsvc import outbox
 from emailsvc.db.choosing import LetterFilter
 from emailsvc.db.counts import TOTALS
-from emailsvc.db.models import Attempt, Counter, DeadLetter, Email, Switch
+from emailsvc.db.models import Attempt, Counter, DeadLetter, Email, Switch, Window
 from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import Claim
 from emailsvc.settings.config import Config
@@ -91,13 +91,14 @@ def go_back(engine: Engine, seconds: float) -> None:
     move(engine, seconds, "received_at", "sent_at", "final_at", "next_attempt_at")
     marks = [name for name in ("rolled_up_to", "letters_rolled_up_to") if getattr(switch(engine), name)]
     move_switch(engine, seconds, *marks)
-    for column in (Attempt.at, DeadLetter.created_at, DeadLetter.resolved_at):
+    for column in (Attempt.at, DeadLetter.created_at, DeadLetter.resolved_at, Window.ends_at):
+        (key,) = column.class_.__table__.primary_key
         for found in rows(engine, column.class_):
             moment = getattr(found, column.key)
             if moment is not None:
                 earlier = {column: moment - timedelta(seconds=seconds)}
                 with engine.begin() as connection:
-                    connection.execute(update(column.class_).where(column.class_.id == found.id).values(earlier))
+                    connection.execute(update(column.class_).where(key == getattr(found, key.name)).values(earlier))
     with engine.begin() as connection:
         connection.execute(delete(Counter).where(Counter.hour == TOTALS))
         connection.execute(update(Switch).values(totals_up_to=None))

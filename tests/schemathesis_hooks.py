@@ -27,6 +27,8 @@ def _is_a_body(path: str, body: dict[str, Any]) -> bool:
         return _is_a_filter(body) and (path == "/emails/search" or _names_something(body))
     if path in ("/stats/dead-letters/replay", "/stats/dead-letters/discard"):
         return _times_are_in_order(body, "since", "until") and _names_letters(body)
+    if body.get("dedupe_key") is not None and body.get("dedupe_window_seconds") is None:
+        return False
     return _times_are_in_order(body, "send_at", "expires_at") and _headers_are_distinct(body.get("headers"))
 
 

@@ -12,11 +12,11 @@ from emailsvc.commands.base import Command, as_, json_, show, show_page
 from emailsvc.context import service
 from emailsvc.intake.decoding import convert
 from emailsvc.intake.filters import EmailFilter
-from emailsvc.vocabulary import Order, Priority, Status
+from emailsvc.vocabulary import Order, Priority, State
 
 FILTER = (
     click.option("--user", help="the recipient, in capitals or not"),
-    click.option("--state", type=click.Choice([state.value for state in Status])),
+    click.option("--state", type=click.Choice([state.value for state in State])),
     click.option("--since", help="received from then on, such as 2030-01-31T08:00:00Z; with the state sent, sent"),
     click.option("--until", help="and before"),
     click.option("--error", help="with the state failed: a part of the last error"),

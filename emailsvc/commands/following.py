@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from emailsvc import reports
 from emailsvc.clock import monotonic
 from emailsvc.commands.terminal import shown
-from emailsvc.vocabulary import Status
+from emailsvc.vocabulary import State
 
 WAIT_SECONDS = 120.0
 LOOK_SECONDS = 0.2
@@ -25,9 +25,9 @@ def follow(engine: Engine, email_id: str) -> None:
             words = shown(event.text or event.error or "")
             click.echo(f"{event.at} {event.event} {words}".rstrip())
         told = len(found.timeline)
-        if found.state is Status.SENT:
+        if found.state is State.SENT:
             return
-        if found.state in (Status.FAILED, Status.CANCELLED):
+        if found.state in (State.FAILED, State.CANCELLED):
             raise SystemExit(1)
         if monotonic() > ends_at:
             raise click.ClickException(f"After {WAIT_SECONDS:g} s it is {found.state}: see `flask check`.")

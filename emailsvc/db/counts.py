@@ -17,7 +17,9 @@ from emailsvc.vocabulary import Resolution, Status
 Kind = Literal[
     "received", "sent", "failed_attempts", "given_up", "replayed", "delivered", "discarded",
     "duplicates", "mismatches", "cancelled", "purged_cancelled", "purged_failed",
+    "absorbed", "absorbed_other", "would_absorb", "purged_absorbed",
 ]  # fmt: skip
+"""What was absorbed is ``cancelled``, too: a release before 0006 counts it so."""
 
 HOUR = timedelta(hours=1)
 
@@ -83,6 +85,9 @@ class Counts:
     sent: int
     failed: int
     cancelled: int
+    absorbed: int
+    absorbed_other: int  # with other content than the first one's
+    would_absorb: int
     failed_attempts: int
     dead_letters: int
     refused: dict[str, int]  # by code
@@ -94,8 +99,9 @@ class Rows:
 
     pending: int
     failed: int
-    cancelled: int
+    cancelled: int  # absorbed ones included
     dead_letters: int
+    absorbed: int
 
 
 def read_marks(connection: Connection) -> Marks:
@@ -119,7 +125,8 @@ def read_counts(connection: Connection) -> Counts:
     pending = received - sending - sent - failed - cancelled
     refused = {kind.removeprefix(REFUSED): tally[kind] for kind in sorted(tally) if kind.startswith(REFUSED)}
     return Counts(
-        received, tally["duplicates"], tally["mismatches"], max(pending, 0), sending, sent, failed, cancelled,
+        received, tally["duplicates"], tally["mismatches"], max(pending, 0), sending, sent, failed,
+        cancelled - tally["absorbed"], tally["absorbed"], tally["absorbed_other"], tally["would_absorb"],
         tally["failed_attempts"], letters, refused,
     )  # fmt: skip
 
@@ -144,10 +151,14 @@ def hour_of(moment: datetime) -> datetime:
 
 def read_rows(connection: Connection, tally: Tally[str]) -> Rows:
     unresolved = select(func.count()).where(DeadLetter.resolved_at.is_(None))
+    absorbed = select(func.count()).where(Email.duplicate_of.is_not(None))
     states = (Status.PENDING, Status.FAILED, Status.CANCELLED)
-    counted = [select(func.count()).where(has_status(state)) for state in states] + [unresolved]
+    counted = [select(func.count()).where(has_status(state)) for state in states] + [unresolved, absorbed]
     row = connection.execute(select(*(statement.scalar_subquery() for statement in counted))).one()
-    return Rows(row[0], row[1] + tally["purged_failed"], row[2] + tally["purged_cancelled"], row[3])
+    return Rows(
+        row[0], row[1] + tally["purged_failed"], row[2] + tally["purged_cancelled"], row[3],
+        row[4] + tally["purged_absorbed"],
+    )  # fmt: skip
 
 
 def differences(connection: Connection, marks: Marks) -> dict[Kind, int]:
@@ -157,7 +168,7 @@ def differences(connection: Connection, marks: Marks) -> dict[Kind, int]:
     """
     tally = _tally(connection, marks)
     rows = read_rows(connection, tally)
-    lacking: dict[Kind, int] = {}
+    lacking: dict[Kind, int] = {"absorbed": rows.absorbed - tally["absorbed"]}
     if marks.letters is not None:
         lacking["given_up"] = rows.failed - _failed(tally)
         lacking["discarded"] = rows.failed - rows.dead_letters - tally["discarded"]

@@ -11,7 +11,7 @@ from emailsvc.db.models import PRIORITIES, Email, status_literal
 from emailsvc.intake import addresses
 from emailsvc.intake.filters import EmailFilter
 from emailsvc.intake.payload import in_utc
-from emailsvc.vocabulary import Priority, Status
+from emailsvc.vocabulary import Priority, State, Status
 
 
 def is_for(address: str) -> ColumnElement[bool]:
@@ -23,9 +23,17 @@ def has_priority(priority: Priority) -> ColumnElement[bool]:
     return Email.priority == literal_column(str(PRIORITIES[priority]))
 
 
+def is_in(state: State, of: Any = Email) -> Iterator[ColumnElement[bool]]:
+    if state in (State.CANCELLED, State.ABSORBED):
+        yield of.status == status_literal(Status.CANCELLED)
+        yield of.duplicate_of.is_(None) if state is State.CANCELLED else of.duplicate_of.is_not(None)
+    else:
+        yield of.status == status_literal(Status(state))
+
+
 def in_time(wanted: EmailFilter, of: Any = Email) -> Iterator[ColumnElement[bool]]:
     """``of``: the table, or columns of it by their names."""
-    at = of.sent_at if wanted.state is Status.SENT else of.received_at
+    at = of.sent_at if wanted.state is State.SENT else of.received_at
     if wanted.since is not None:
         yield at >= in_utc(wanted.since)
     if wanted.until is not None:
@@ -36,7 +44,7 @@ def matches(wanted: EmailFilter, of: Any = Email) -> Iterator[ColumnElement[bool
     """All but the recipient."""
     yield from in_time(wanted, of)
     if wanted.state is not None:
-        yield of.status == status_literal(wanted.state)
+        yield from is_in(wanted.state, of)
     if wanted.error is not None:
         yield of.last_error.icontains(wanted.error, autoescape=True)
     if wanted.priority is not None:

@@ -37,7 +37,7 @@ BECOMES: dict[Status, frozenset[Status]] = {
     Status.SENDING: frozenset({Status.SENT, Status.PENDING, Status.FAILED}),  # pending: deferred, or given back
     Status.SENT: frozenset(),
     Status.FAILED: frozenset({Status.PENDING, Status.SENT}),  # replayed; it was delivered
-    Status.CANCELLED: frozenset(),
+    Status.CANCELLED: frozenset({Status.PENDING}),  # what was absorbed, and its first one was not sent
 }
 """Which status may become which. An accepted e-mail begins as ``pending``; ``outbox.moves`` makes the moves."""
 
@@ -107,6 +107,7 @@ class Email(Base):
     last_error: Mapped[str | None] = mapped_column(Text)
     reply: Mapped[str | None] = mapped_column(Text)  # to the final dot of what was sent; NULL before 0004
     conversation_seconds: Mapped[float | None] = mapped_column(Float)  # of the one it was sent in
+    duplicate_of: Mapped[str | None] = mapped_column(ExactString)  # the id of the first one that absorbed it
 
     __table_args__ = (
         UniqueConstraint("email_id", name="uq_emails_email_id"),
@@ -134,6 +135,8 @@ class Email(Base):
         Index("ix_emails_to_scrub", "final_at", **_where("final_at IS NOT NULL AND scrubbed_at IS NULL")),
         Index("ix_emails_received", "received_at"),
         Index("ix_emails_recipient", text("lower(recipient)")),
+        Index("ix_emails_absorbed", "duplicate_of", "id", **_where("duplicate_of IS NOT NULL")),
+        Index("ix_emails_held", "duplicate_of", "id", **_where("duplicate_of IS NOT NULL AND scrubbed_at IS NULL")),
     )  # fmt: skip
 
 
@@ -147,6 +150,21 @@ class StoredAttachment(Base):
     filename: Mapped[str] = mapped_column(Text)
     content_type: Mapped[str] = mapped_column(Text)
     content: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Window(Base):
+    """Which e-mail came first with a key, and until when others with it are its duplicates.
+
+    It is free before that when its e-mail ended unsent: the row of the e-mail tells, whoever wrote it.
+    """
+
+    __tablename__ = "windows"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    email: Mapped[int] = mapped_column(BigId, ForeignKey("emails.id", ondelete="CASCADE"))
+    ends_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (Index("ix_windows_email", "email"), Index("ix_windows_ends", "ends_at"))
 
 
 class Attempt(Base):

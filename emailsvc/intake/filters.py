@@ -10,7 +10,7 @@ from msgspec import Meta
 from emailsvc.errors import InvalidPayload
 from emailsvc.intake import addresses
 from emailsvc.intake.payload import Address, Moment
-from emailsvc.vocabulary import Priority, Status
+from emailsvc.vocabulary import Priority, State
 
 MAX_CONTAINED = 200
 
@@ -29,7 +29,7 @@ class EmailFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All that is given must hold. Times are when it was received, or, with the state `sent`, when it was sent."""
 
     user: Address | None = None
-    state: Status | None = None
+    state: State | None = None
     since: Moment | None = None
     until: Moment | None = None
     error: Contained | None = None
@@ -43,10 +43,10 @@ class EmailFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise InvalidPayload("invalid_field", "until must be later than since.", "until")
         if self.error is not None:
             addresses.one_line(self.error, "error")
-            self._goes_only_with(Status.FAILED, "error")
+            self._goes_only_with(State.FAILED, "error")
         if self.priority is not None:
-            self._goes_only_with(Status.PENDING, "priority")
+            self._goes_only_with(State.PENDING, "priority")
 
-    def _goes_only_with(self, state: Status, field: str) -> None:
+    def _goes_only_with(self, state: State, field: str) -> None:
         if self.state is not state:
             raise InvalidPayload("invalid_field", f"{field} goes only with the state {state}.", field)

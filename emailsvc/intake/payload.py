@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,10 +13,12 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from emailsvc.errors import InvalidPayload
 from emailsvc.intake import addresses
-from emailsvc.intake.decoding import decode, one_at_a_time, path_of_surrogate, read_leniently
+from emailsvc.intake.decoding import decode
+from emailsvc.intake.windows import Window, key_of
 from emailsvc.vocabulary import OnUncertain, Priority
 
 MAX_IN_BATCH = 1000
+MAX_WINDOW_SECONDS = 86_400
 MAX_HEADERS = 50
 MAX_ATTACHMENTS = 50
 FIRST_MOMENT, LAST_MOMENT = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
@@ -47,6 +48,14 @@ Address = Annotated[
         "One bare e-mail address. International ones are accepted too, beyond what the pattern shows.",
     ),
 ]
+_WINDOW = Meta(
+    ge=0,
+    le=MAX_WINDOW_SECONDS,
+    multiple_of=1,
+    description="Whatever comes under another id for this recipient with the same key, or content, is a duplicate for "
+    "so long; 0: none.",
+    extra_json_schema={"type": "integer"},
+)
 Moment = Annotated[datetime, Meta(tz=True, description="RFC 3339 with an offset.")]
 Content = Annotated[str, Meta(extra_json_schema={"pattern": addresses.NO_NUL})]
 Headers = Annotated[
@@ -79,11 +88,12 @@ class EmailPayload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires_at: Moment | None = None
     priority: Priority | None = None
     on_uncertain: OnUncertain | None = None
+    dedupe_key: (
+        Annotated[str, _text(255, addresses.ONE_LINE, "Instead of the content; one key for all clients.", least=1)]
+        | None
+    ) = None
+    dedupe_window_seconds: Annotated[float, _WINDOW] | None = None
     state: Annotated[Raw | UnsetType, Meta(description="Accepted with any value, and ignored.")] = UNSET
-
-
-class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    emails: Annotated[list[Raw], Meta(max_length=MAX_IN_BATCH)]
 
 
 class BatchPayload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,6 +120,7 @@ class NewEmail(msgspec.Struct, frozen=True):
     on_uncertain: OnUncertain | None
     fingerprint: str
     size: int
+    window: Window | None = None
 
 
 class _Identified(msgspec.Struct):
@@ -122,13 +133,13 @@ class Rules:
 
     from_domains: frozenset[str]
     idempotency_header: str | None = None
+    window_seconds: int | None = None  # where a client gives none
 
 
 _UNQUOTED = bytes({*range(32, 127), *b"\t\r\n"} - {*b"="})  # what quoted-printable leaves as it is
 
 _emails = msgspec.json.Decoder(EmailPayload)
 _ids = msgspec.json.Decoder(_Identified)
-_envelopes = msgspec.json.Decoder(_Envelope)
 
 
 def parse_email(raw: bytes, rules: Rules) -> NewEmail:
@@ -147,6 +158,7 @@ def _parse(raw: bytes, rules: Rules) -> NewEmail:
     send_at, expires_at = in_utc(payload.send_at), in_utc(payload.expires_at)
     if send_at and expires_at and expires_at <= send_at:
         raise InvalidPayload("invalid_field", "expires_at must be later than send_at.", "expires_at")
+    print_ = fingerprint(payload)
     return NewEmail(
         payload.email_id,
         payload.user,
@@ -161,54 +173,27 @@ def _parse(raw: bytes, rules: Rules) -> NewEmail:
         expires_at,
         payload.priority or Priority.NORMAL,
         payload.on_uncertain,
-        fingerprint(payload),
+        print_,
         _size(payload),
+        _window(payload, print_, rules),
     )
 
 
-def parse_batch(raw: bytes, rules: Rules) -> list[NewEmail | InvalidPayload]:
-    """One result per item, in order. What is wrong with an item is its result; trouble with the whole is raised."""
-    return [_parse_item(item, rules) for item in _items(raw)]
-
-
-def _items(raw: bytes) -> list[bytes]:
-    try:
-        return [bytes(item) for item in decode(_envelopes, raw).emails]
-    except InvalidPayload as exc:
-        if exc.code != "invalid_field" or exc.field is None or not exc.field.startswith("emails["):
-            raise
-        # A title cut in the middle of an emoji must not hold up the other e-mails: take the text apart leniently.
-        with one_at_a_time:
-            items = _items_leniently(raw)
-        if items is None:
-            raise
-        return items
-
-
-def _items_leniently(raw: bytes) -> list[bytes] | None:
-    """None where the document, or what Python's parser makes of it, cannot be taken apart into e-mails."""
-    try:
-        document = read_leniently(raw)
-        if not isinstance(document, dict) or not isinstance(document.get("emails"), list):
-            return None
-        decode(_envelopes, json.dumps(document | {"emails": [None] * len(document["emails"])}).encode())
-        return [json.dumps(_without_state(item)).encode() for item in document["emails"]]
-    except (ValueError, RecursionError):
+def _window(payload: EmailPayload, content: str, rules: Rules) -> Window | None:
+    given = payload.dedupe_window_seconds
+    seconds = rules.window_seconds if given is None else int(given)
+    if seconds is None and payload.dedupe_key is not None:
+        raise InvalidPayload(
+            "invalid_field",
+            "dedupe_key needs dedupe_window_seconds where DEDUPE_WINDOW_SECONDS is not set.",
+            "dedupe_key",
+        )
+    if not seconds or payload.send_at is not None:
         return None
-
-
-def _without_state(item: object) -> object:
-    """Any value may stand there, also one that Python reads and does not write as JSON (1e999)."""
-    if not isinstance(item, dict) or path_of_surrogate(item.get("state"), "state"):
-        return item
-    return {name: value for name, value in item.items() if name != "state"}
-
-
-def _parse_item(raw: bytes, rules: Rules) -> NewEmail | InvalidPayload:
-    try:
-        return parse_email(raw, rules)
-    except InvalidPayload as exc:
-        return exc
+    recipient = addresses.canonical(payload.user)
+    if payload.dedupe_key is None and recipient != payload.user:
+        content = fingerprint(msgspec.structs.replace(payload, user=recipient))
+    return Window(key_of(recipient, payload.dedupe_key, content), seconds)
 
 
 def _check(payload: EmailPayload, rules: Rules) -> None:
@@ -218,6 +203,8 @@ def _check(payload: EmailPayload, rules: Rules) -> None:
     addresses.no_nul(payload.body, "body")
     if payload.html is not None:
         addresses.no_nul(payload.html, "html")
+    if payload.dedupe_key is not None:
+        addresses.one_line(payload.dedupe_key, "dedupe_key")
     if payload.from_address is not None:
         addresses.address_in(payload.from_address, rules.from_domains, "from")
     if payload.reply_to is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -19,8 +19,9 @@ from emailsvc.intake.payload import NewEmail
 from emailsvc.outbox import moves
 from emailsvc.outbox.moves import Kept
 from emailsvc.outbox.transaction import in_transaction
+from emailsvc.outbox.windows import First
 from emailsvc.settings.config import Config
-from emailsvc.vocabulary import Status
+from emailsvc.vocabulary import State, Status
 
 MAX_SHARED_BYTES = 256 * 1024
 """A larger e-mail shares its commit with no other: it would hold the others up."""
@@ -33,20 +34,26 @@ class Verdict(enum.StrEnum):
     """What one webhook was."""
 
     ACCEPTED = "accepted"
+    ABSORBED = "absorbed"  # a duplicate of another id
     DUPLICATE = "duplicate"
     MISMATCH = "mismatch"
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The answer to one webhook. ``due``: the row waits and its time has come, so a drain should be woken."""
+    """The answer to one webhook. ``due``: the row waits and its time has come, so a drain should be woken.
+
+    ``first``: whose duplicate it is or, while windows are only observed, would be.
+    """
 
     status: Verdict
     email_id: str
-    state: Status
+    state: State
     first_received_at: datetime
     duplicates: int
     due: bool
+    first: First | None = None
+    same_content: bool | None = None  # as the first one's; None when that is purged
 
 
 def _row(email: NewEmail, more: int, config: Config) -> dict[str, Any]:
@@ -93,7 +100,7 @@ def accept_many(
             answers.update(_accept_round(connection, emails, given, config, lock_milliseconds))
         return [answers[number] for number in range(len(emails))]
 
-    simple = len(rounds) == 1 and not any(email.attachments for email in emails)
+    simple = len(rounds) == 1 and not any(email.attachments or email.window for email in emails)
     return in_transaction(engine, work, one_statement=simple) if emails else []
 
 
@@ -115,9 +122,12 @@ def _rounds(emails: Sequence[NewEmail]) -> list[_Round]:
 def _accept_round(
     connection: Connection, emails: Sequence[NewEmail], given: _Round, config: Config, lock_milliseconds: int | None
 ) -> Iterator[tuple[int, Accepted]]:
-    rows = [_row(emails[numbers[0]], len(numbers) - 1, config) for numbers in given.values()]
-    kept = moves.accept(connection, rows, lock_milliseconds)
-    _store_attachments(connection, [(row.id, emails[given[row.email_id][0]]) for row in kept if row.is_new])
+    firsts = {email_id: emails[numbers[0]] for email_id, numbers in given.items()}
+    rows = [_row(email, len(given[email_id]) - 1, config) for email_id, email in firsts.items()]
+    windows = {email_id: email.window for email_id, email in firsts.items() if email.window is not None}
+    observe = config.dedupe_mode == "observe"
+    kept = moves.accept(connection, rows, lock_milliseconds, windows or None, observe=observe)
+    _store_attachments(connection, [(row.id, firsts[row.email_id]) for row in kept if row.is_new and row.has_content])
     for row in kept:
         for place, number in enumerate(given[row.email_id]):
             yield number, _answer(row, emails[number], place)
@@ -125,14 +135,23 @@ def _accept_round(
 
 def _answer(row: Kept, email: NewEmail, place: int) -> Accepted:
     """``place``: how many like it were given before."""
+    absorbed = row.first is not None and row.status == Status.CANCELLED
     due = row.status == Status.PENDING and bool(row.due)
     if row.is_new and place == 0:
-        verdict, duplicates = Verdict.ACCEPTED, 0
+        verdict, duplicates = Verdict.ABSORBED if absorbed else Verdict.ACCEPTED, 0
     elif row.fingerprint == email.fingerprint:
         verdict, duplicates = Verdict.DUPLICATE, row.duplicates - row.more + place
     else:
         verdict, duplicates = Verdict.MISMATCH, row.duplicates
-    return Accepted(verdict, row.email_id, Status(row.status), row.received_at, duplicates, due)
+    state = State.ABSORBED if absorbed else State(row.status)
+    accepted = Accepted(verdict, row.email_id, state, row.received_at, duplicates, due)
+    return accepted if row.first is None else _as_duplicate_of(row.first, accepted, row.fingerprint)
+
+
+def _as_duplicate_of(first: First, accepted: Accepted, fingerprint: str) -> Accepted:
+    same = None if first.fingerprint is None else first.fingerprint == fingerprint
+    received_at = first.received_at or accepted.first_received_at
+    return replace(accepted, first=first, first_received_at=received_at, same_content=same)
 
 
 def _store_attachments(connection: Connection, owners: list[tuple[int, NewEmail]]) -> None:

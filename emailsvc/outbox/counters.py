@@ -39,6 +39,13 @@ def add_to_counter(
     _add(connection, kind, value, _THIS_HOUR if hour is None else hour, any_shard() if hour is None else 0)
 
 
+def add_to_counters(connection: Connection, values: Mapping[Kind, int]) -> None:
+    """The same for several kinds, always in one order."""
+    for kind in sorted(values):
+        if values[kind]:
+            add_to_counter(connection, kind, values[kind])
+
+
 def count_refused(engine: Engine, counts: Mapping[str, int]) -> None:
     """Add to this hour how many webhooks were refused with each code. Raises the database's errors."""
 

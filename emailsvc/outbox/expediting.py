@@ -20,7 +20,7 @@ from emailsvc.log import mask
 from emailsvc.outbox import actions
 from emailsvc.outbox.cancelling import TOO_LATE
 from emailsvc.outbox.transaction import in_transaction
-from emailsvc.vocabulary import ActionKind, Status
+from emailsvc.vocabulary import ActionKind, State, Status
 
 CHUNK = 500
 """E-mails per transaction."""
@@ -103,7 +103,7 @@ def send_many_now(
 
 def _check(wanted: EmailFilter, dry_run: bool) -> None:
     wanted.check()
-    if wanted.state not in (None, Status.PENDING):
+    if wanted.state not in (None, State.PENDING):
         raise InvalidPayload("invalid_field", "state must be pending: nothing else can be sent now.", "state")
     if not dry_run and not any((wanted.state, wanted.user, wanted.since, wanted.until)):
         words = "Name them by user, state, since or until; the state pending is all that waits."

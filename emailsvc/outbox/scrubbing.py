@@ -12,16 +12,16 @@ from emailsvc.db.sqltime import db_now
 
 ERASED = "(erased)"
 
-_NO_CONTENT: dict[str, Any] = {"subject": None, "body": None, "html": None, "other": None, "scrubbed_at": db_now()}
+NO_CONTENT: dict[str, Any] = {"subject": None, "body": None, "html": None, "other": None, "scrubbed_at": db_now()}
 _NOBODY = {
-    **_NO_CONTENT, "recipient": None, "last_error": None, "reply": None, "conversation_seconds": None,
+    **NO_CONTENT, "recipient": None, "last_error": None, "reply": None, "conversation_seconds": None,
     "final_at": func.coalesce(Email.final_at, db_now()),
 }  # fmt: skip
 
 
 def scrub(connection: Connection, ids: Sequence[int]) -> None:
     """Forget the content."""
-    _forget(connection, ids, _NO_CONTENT)
+    _forget(connection, ids, NO_CONTENT)
 
 
 def scrub_person(connection: Connection, ids: Sequence[int]) -> None:

@@ -7,20 +7,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Event
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Select, delete, select, update
+from sqlalchemy import Connection, Engine, Select, and_, delete, or_, select, update
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import aliased
 
+from emailsvc.db.absorbed import FIRST, IS_ABSORBED, IS_ITS_FIRST
 from emailsvc.db.counts import Kind, read_marks
-from emailsvc.db.models import DeadLetter, Email, Switch
+from emailsvc.db.models import DeadLetter, Email, Switch, Window, status_literal
 from emailsvc.db.sqltime import db_in, db_now
 from emailsvc.errors import brief
 from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import moves
 from emailsvc.outbox.claims import ANY_PRIORITY, PENDING, SENDING, InHand
-from emailsvc.outbox.counters import add_to_counter
+from emailsvc.outbox.counters import add_to_counters
 from emailsvc.outbox.moves import Held
 from emailsvc.outbox.recording import Hand, record_uncertain
 from emailsvc.outbox.rolling import close_hours, roll_up
@@ -36,6 +38,16 @@ T = TypeVar("T")
 CHUNK = 500
 PROBED_WITHIN_SECONDS = 60.0
 LOCK_SECONDS = 1
+
+WINDOW_MARGIN_SECONDS = 60.0
+"""No webhook takes so long that it could come into a window which is over for so long."""
+
+_OTHER: Any = aliased(Email, name="other")
+_HOLDS_CONTENT = or_(
+    and_(IS_ABSORBED, Email.scrubbed_at.is_(None)),
+    select(_OTHER.id).where(_OTHER.duplicate_of == Email.email_id, _OTHER.scrubbed_at.is_(None)).exists(),
+)
+"""Of a duplicate that may have to be sent yet, or is the first one of such."""
 
 
 @dataclass(slots=True)
@@ -73,6 +85,8 @@ def retain(engine: Engine, config: Config, swept: Swept, stopping: Event | None 
     """Scrub content and purge rows whose time has come."""
     repair = Repairs(engine, swept, stopping or Event())
     swept.scrubbed = repair.in_chunks("scrubbing", partial(_scrub_old, config=config))
+    swept.scrubbed += repair.in_chunks("scrubbing of duplicates", partial(_scrub_absorbed, config=config))
+    repair.in_chunks("windows", _purge_windows)
     swept.purged = repair.in_chunks("purge", partial(_purge, config=config))
 
 
@@ -183,11 +197,28 @@ def _bury_pending(swept: Swept, reason: Reason, error: str, found: Select[int], 
 
 
 def _scrub_old(connection: Connection, config: Config) -> int:
-    old = (Email.final_at <= db_in(-config.body_retention_seconds), Email.scrubbed_at.is_(None))
+    old = (Email.final_at <= db_in(-config.body_retention_seconds), Email.scrubbed_at.is_(None), ~IS_ABSORBED)
     some = select(Email.id).where(*old).order_by(Email.final_at).limit(CHUNK).with_for_update(skip_locked=True)
     ids = connection.execute(some).scalars().all()
     scrub(connection, ids)
     return len(ids)
+
+
+def _scrub_absorbed(connection: Connection, config: Config) -> int:
+    """Nobody needs the content of a duplicate whose first one is sent, or ended unsent so long ago."""
+    is_over = (FIRST.status == status_literal(Status.SENT)) | (FIRST.final_at <= db_in(-config.body_retention_seconds))
+    over = select(Email.id).join(FIRST, IS_ITS_FIRST).where(IS_ABSORBED, Email.scrubbed_at.is_(None), is_over)
+    some = over.order_by(Email.duplicate_of, Email.id).limit(CHUNK)
+    ids = connection.execute(some.with_for_update(skip_locked=True, of=Email)).scalars().all()
+    scrub(connection, ids)
+    return len(ids)
+
+
+def _purge_windows(connection: Connection) -> int:
+    over = select(Window.key).where(Window.ends_at <= db_in(-WINDOW_MARGIN_SECONDS)).order_by(Window.ends_at)
+    keys = connection.execute(over.limit(CHUNK).with_for_update(skip_locked=True)).scalars().all()
+    connection.execute(delete(Window).where(Window.key.in_(keys)))
+    return len(keys)
 
 
 _PURGED: dict[Status, Kind] = {Status.CANCELLED: "purged_cancelled", Status.FAILED: "purged_failed"}
@@ -203,13 +234,12 @@ def _purge(connection: Connection, config: Config) -> int:
     uncounted = select(DeadLetter.email).where(DeadLetter.resolved_at >= counted)
     old = (
         Email.received_at <= limit, Email.final_at <= limit, Email.received_at < counted, Email.final_at < counted,
-        Email.id.not_in(uncounted),
+        Email.id.not_in(uncounted), ~_HOLDS_CONTENT,
     )  # fmt: skip
-    some = select(Email.id, Email.status).where(*old).order_by(Email.received_at).limit(CHUNK)
+    some = select(Email.id, Email.status, Email.duplicate_of).where(*old).order_by(Email.received_at).limit(CHUNK)
     rows = connection.execute(some.with_for_update(skip_locked=True)).all()
     connection.execute(delete(Email).where(Email.id.in_([row.id for row in rows])))
-    for status, kind in _PURGED.items():
-        count = sum(row.status == status for row in rows)
-        if count:
-            add_to_counter(connection, kind, count)
+    counts: dict[Kind, int] = {kind: sum(row.status == status for row in rows) for status, kind in _PURGED.items()}
+    counts["purged_absorbed"] = sum(row.duplicate_of is not None for row in rows)
+    add_to_counters(connection, counts)
     return len(rows)

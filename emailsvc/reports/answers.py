@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from emailsvc.vocabulary import ActionState, DeliveryState, EventName, Priority, Reason, Resolution, Status
+from emailsvc.vocabulary import ActionState, DeliveryState, EventName, Priority, Reason, Resolution, State
 
 CURSOR = "^([0-9]{1,17})~([0-9]{1,18})$"
 """A time in microseconds since 1970 (or the checksum of a query) and an id: digits, for in a query a + would come back
@@ -25,10 +25,6 @@ class Held(msgspec.Struct):
     reason: str | None
 
 
-class Outage(Held):
-    next_probe_at: str | None
-
-
 class Delivery(msgspec.Struct):
     """``state``, ``since`` and ``reason`` tell of the pause when there is an outage, too; the others of each."""
 
@@ -36,7 +32,7 @@ class Delivery(msgspec.Struct):
     since: str | None
     reason: str | None
     paused: Held | None
-    outage: Outage | None
+    outage: Held | None
 
 
 class Totals(msgspec.Struct):
@@ -48,6 +44,9 @@ class Totals(msgspec.Struct):
     sent: Count
     failed: Count
     cancelled: Count
+    absorbed: Count
+    absorbed_other: Annotated[Count, Meta(description="Of other content than the first one's.")]
+    would_absorb: Annotated[Count, Meta(description="Under `DEDUPE_MODE=observe`.")]
     failed_attempts: Count
 
 
@@ -119,12 +118,12 @@ class LetterGroups(msgspec.Struct):
 
 
 class EmailSummary(msgspec.Struct):
-    """``user`` and ``subject`` are null once they were erased or scrubbed."""
+    """``user`` and ``subject`` are null once they were erased or scrubbed. ``duplicate_of`` absorbed it."""
 
     email_id: str
     user: str | None
     subject: str | None
-    state: Status
+    state: State
     attempts: Count
     duplicates: Count
     mismatches: Count
@@ -138,11 +137,12 @@ class EmailSummary(msgspec.Struct):
     expires_at: str | None
     scrubbed_at: str | None
     last_error: str | None
+    duplicate_of: str | None
 
 
 class Event(msgspec.Struct):
     """What happened when. ``text`` is the server's reply; that to the final dot has the conversation's ``seconds``, the
-    others ``started_at``. A dead letter tells why; it and its end, which one it is.
+    others ``started_at``. A dead letter tells why; an end, whose.
     """
 
     at: str
@@ -158,6 +158,10 @@ class Event(msgspec.Struct):
 
 
 class EmailAnswer(EmailSummary):
+    """``absorbed``: how many others are its duplicates. ``first_state`` is that of ``duplicate_of``."""
+
+    absorbed: Count
+    first_state: State | None
     timeline: list[Event]
 
 

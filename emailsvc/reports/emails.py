@@ -8,21 +8,21 @@ from operator import itemgetter
 from typing import Any
 
 from msgspec.structs import asdict
-from sqlalchemy import Connection, Engine, Row, select
+from sqlalchemy import Connection, Engine, Row, func, select
 
 from emailsvc.clock import isoformat
 from emailsvc.db.models import PRIORITIES, Attempt, DeadLetter, Email
 from emailsvc.db.snapshots import snapshot
 from emailsvc.errors import NotFound
 from emailsvc.reports.answers import EmailAnswer, EmailSummary, Event, LookupAnswer
-from emailsvc.vocabulary import EventName, Reason, Status
+from emailsvc.vocabulary import EventName, Reason, State, Status
 
 _PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
 
 SUMMARY = select(
     Email.id, Email.email_id, Email.recipient, Email.subject, Email.status, Email.attempts, Email.duplicates,
     Email.mismatches, Email.priority, Email.message_id, Email.received_at, Email.sent_at, Email.final_at,
-    Email.next_attempt_at, Email.send_at, Email.expires_at, Email.last_error, Email.scrubbed_at,
+    Email.next_attempt_at, Email.send_at, Email.expires_at, Email.last_error, Email.scrubbed_at, Email.duplicate_of,
 )  # fmt: skip
 
 
@@ -32,7 +32,20 @@ def email(engine: Engine, email_id: str) -> EmailAnswer:
         row = connection.execute(SUMMARY.where(Email.email_id == email_id)).first()
         if row is None:
             raise NotFound(f"There is no e-mail with the id {email_id!r}.")
-        return EmailAnswer(**asdict(summary(row)), timeline=_timeline(connection, row))
+        absorbed = select(func.count()).where(Email.duplicate_of == email_id)
+        return EmailAnswer(
+            **asdict(summary(row)),
+            absorbed=connection.execute(absorbed).scalar_one(),
+            first_state=_state_of(connection, row.duplicate_of),
+            timeline=_timeline(connection, row),
+        )
+
+
+def _state_of(connection: Connection, email_id: str | None) -> State | None:
+    if email_id is None:
+        return None
+    found = connection.execute(select(Email.status, Email.duplicate_of).where(Email.email_id == email_id)).first()
+    return found and State.of(*found)
 
 
 def lookup(engine: Engine, email_ids: Sequence[str]) -> LookupAnswer:
@@ -45,11 +58,12 @@ def lookup(engine: Engine, email_ids: Sequence[str]) -> LookupAnswer:
 
 
 def summary(row: Row[*tuple[Any, ...]]) -> EmailSummary:
+    state = State.of(row.status, row.duplicate_of)
     return EmailSummary(
         email_id=row.email_id,
         user=row.recipient,
         subject=row.subject,
-        state=Status(row.status),
+        state=state,
         attempts=row.attempts,
         duplicates=row.duplicates,
         mismatches=row.mismatches,
@@ -57,12 +71,13 @@ def summary(row: Row[*tuple[Any, ...]]) -> EmailSummary:
         message_id=row.message_id,
         received_at=isoformat(row.received_at),
         sent_at=isoformat(row.sent_at),
-        cancelled_at=isoformat(row.final_at) if row.status == Status.CANCELLED else None,
+        cancelled_at=isoformat(row.final_at) if state is State.CANCELLED else None,
         next_attempt_at=isoformat(row.next_attempt_at) if row.status == Status.PENDING else None,
         send_at=isoformat(row.send_at),
         expires_at=isoformat(row.expires_at),
         scrubbed_at=isoformat(row.scrubbed_at),
         last_error=row.last_error,
+        duplicate_of=row.duplicate_of,
     )
 
 
@@ -73,7 +88,8 @@ def _timeline(connection: Connection, row: Row[*tuple[Any, ...]]) -> list[Event]
     if row.sent_at is not None and not any(event.event is EventName.DELIVERED for _, event in events):
         events.append((row.sent_at, _sent(connection, row)))
     if row.status == Status.CANCELLED:
-        events.append((row.final_at, Event(isoformat(row.final_at), EventName.CANCELLED)))
+        name = EventName.CANCELLED if row.duplicate_of is None else EventName.ABSORBED
+        events.append((row.final_at, Event(isoformat(row.final_at), name)))
     return [event for _, event in sorted(events, key=itemgetter(0))]
 
 
@@ -104,9 +120,7 @@ def _letters(connection: Connection, key: int) -> Iterator[tuple[datetime, Event
     """That it was given up, and what was decided then."""
     for letter in connection.execute(select(DeadLetter).where(DeadLetter.email == key).order_by(DeadLetter.id)):
         at = letter.created_at
-        given_up = Event(isoformat(at), EventName.DEAD_LETTERED, reason=Reason(letter.reason), error=letter.error)
-        given_up.dead_letter = letter.id
-        yield at, given_up
+        yield at, Event(isoformat(at), EventName.DEAD_LETTERED, reason=Reason(letter.reason), error=letter.error)
         if letter.resolved_at is not None:
             at = letter.resolved_at
             yield at, Event(isoformat(at), EventName(letter.resolution), dead_letter=letter.id)

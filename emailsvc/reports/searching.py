@@ -25,7 +25,7 @@ from emailsvc.errors import InvalidPayload
 from emailsvc.intake.filters import EmailFilter
 from emailsvc.reports.answers import SEARCH_CURSOR, EmailPage
 from emailsvc.reports.emails import SUMMARY, summary
-from emailsvc.vocabulary import Order, Priority, Status
+from emailsvc.vocabulary import Order, Priority, State, Status
 
 MAX_WALK = 5_000
 
@@ -33,8 +33,9 @@ MAX_SORTED = 10_000
 """So many pending e-mails are sorted by their age, which no index knows of them."""
 
 _ASKED = select(
-    Email.id, Email.status, Email.priority, Email.received_at, Email.sent_at, Email.next_attempt_at, Email.last_error
-)
+    Email.id, Email.status, Email.priority, Email.received_at, Email.sent_at, Email.next_attempt_at, Email.last_error,
+    Email.duplicate_of,
+)  # fmt: skip
 """What searches ask of each e-mail; the rest is read of those on the page alone."""
 
 Place = tuple[datetime, int]
@@ -57,9 +58,9 @@ def search(
 
 
 def _pending(wanted: EmailFilter) -> EmailFilter:
-    if wanted.state not in (None, Status.PENDING):
+    if wanted.state not in (None, State.PENDING):
         raise InvalidPayload("invalid_field", "order due goes only with the state pending.", "order")
-    return msgspec.structs.replace(wanted, state=Status.PENDING)
+    return msgspec.structs.replace(wanted, state=State.PENDING)
 
 
 def _fingerprint(wanted: EmailFilter, order: Order) -> str:
@@ -139,8 +140,8 @@ class _Source(NamedTuple):
 def _walk(wanted: EmailFilter, order: Order, place: Place | None, limit: int) -> _Walk:
     if order is Order.DUE:
         return _Walk(wanted, "next_attempt_at", True, place, limit)
-    by_id = wanted.state in (Status.FAILED, Status.CANCELLED)
-    moment = None if by_id else "sent_at" if wanted.state is Status.SENT else "received_at"
+    by_id = wanted.state in (State.FAILED, State.CANCELLED, State.ABSORBED)
+    moment = None if by_id else "sent_at" if wanted.state is State.SENT else "received_at"
     return _Walk(wanted, moment, False, place, limit)
 
 
@@ -165,16 +166,19 @@ def _source(connection: Connection, walk: _Walk) -> _Source:
         return _all(is_for(wanted.user))
     if wanted.state is None:
         return walk.along(*in_time(wanted))
-    in_state, has_times = has_status(wanted.state), wanted.since is not None or wanted.until is not None
-    if wanted.state is Status.SENT:
+    has_times = wanted.since is not None or wanted.until is not None
+    if wanted.state in (State.CANCELLED, State.ABSORBED):
+        return walk.along(has_status(Status.CANCELLED), asks_more=True)
+    in_state = has_status(Status(wanted.state))
+    if wanted.state is State.SENT:
         return walk.along(in_state, *in_time(wanted))
-    if wanted.state in (Status.FAILED, Status.CANCELLED):
+    if wanted.state is State.FAILED:
         return walk.along(in_state, asks_more=has_times or wanted.error is not None)
     if walk.ascending:
         return walk.along_each_priority(in_state, asks_more=has_times)
     if wanted.priority is not None:
         in_state &= has_priority(wanted.priority)
-    if wanted.state is Status.SENDING or _are_few(connection, in_state):
+    if wanted.state is State.SENDING or _are_few(connection, in_state):
         return _all(in_state)
     return walk.along(*in_time(wanted), asks_more=True)
 

@@ -13,6 +13,7 @@ from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
 from emailsvc.errors import ConfigurationError
+from emailsvc.intake.payload import MAX_WINDOW_SECONDS
 from emailsvc.settings import parsers
 from emailsvc.vocabulary import OnUncertain
 
@@ -52,6 +53,8 @@ class Config:
     retry_max_delay_seconds: float = _setting(parsers.number(0), "3600", "the longest such delay")
     on_uncertain: str = _setting(parsers.choice(*OnUncertain), "", "`hold` or `retry`, for e-mails without `on_uncertain`; unset: `hold`, or `retry` once `IDEMPOTENCY_HEADER` is set")
     on_mismatch: str = _setting(parsers.choice("reject", "accept"), "reject", "answer to a known id with other content: `reject` (422) or `accept` (200)")
+    dedupe_window_seconds: int | None = _setting(parsers.whole(1, MAX_WINDOW_SECONDS), "", "for so many seconds after an e-mail was accepted, what comes under another id for the same recipient with the same `dedupe_key`, or else the same content, is its duplicate; for clients that give no `dedupe_window_seconds`; unset: only the id counts")
+    dedupe_mode: str = _setting(parsers.choice("enforce", "observe"), "enforce", "`observe` sends such duplicates all the same and counts them (`would_absorb`), to try a window out")
     idempotency_header: str | None = _setting(parsers.header_name, "", "header that carries the `email_id` to a provider that de-duplicates, such as `Resend-Idempotency-Key`")
     smtp_timeout_seconds: float = _setting(parsers.number(0.1, 3600), "30", "total time of a conversation up to the final dot; a large e-mail gets a second more for each 64 KiB on the wire, where base64 makes 9.6 MB of a 7 MB attachment")
     smtp_reply_timeout_seconds: float = _setting(parsers.number(0.1, 3600), "60", "time for the reply to the final dot")

@@ -19,9 +19,8 @@ blueprint = Routes("actions", __name__)
 
 
 @blueprint.declare(
-    "GET", "/actions", "operator", "Who did what, newest first",
-    codes=("invalid_field", "unknown_field"), template="journal.html",
-)  # fmt: skip
+    "GET", "/actions", "operator", "Who did what, newest first", codes=("invalid_field", "unknown_field")
+)
 def listing(query: ActionQuery) -> ActionPage:
     if query.who is not None:
         addresses.one_line(query.who, "who")

@@ -11,7 +11,7 @@ from emailsvc.intake.addresses import ONE_LINE
 from emailsvc.intake.filters import EmailFilter
 from emailsvc.intake.payload import EmailId, Moment
 from emailsvc.reports.answers import CURSOR, SEARCH_CURSOR, Count, RowId
-from emailsvc.vocabulary import ActionKind, ActionState, Order, Reason, Resolution, Status
+from emailsvc.vocabulary import ActionKind, ActionState, Order, Reason, Resolution, State
 
 # To JSON Schema 1000.0 is an integer, and some clients' libraries write it so.
 WholeNumber = Annotated[float, Meta(ge=1, le=10_000, multiple_of=1, extra_json_schema={"type": "integer"})]
@@ -22,10 +22,7 @@ Code = Annotated[
         ge=200, le=599, multiple_of=1, extra_json_schema={"type": "integer"}, description="Of the mail server's reply."
     ),
 ]
-MAX_MOVED = 100_000
-"""Dead letters by one bulk action."""
-
-Many = Annotated[float, Meta(ge=1, le=MAX_MOVED, multiple_of=1, extra_json_schema={"type": "integer"})]
+Many = Annotated[float, Meta(ge=1, le=100_000, multiple_of=1, extra_json_schema={"type": "integer"})]
 
 # Its pattern is checked where it is read, which can say what it should be.
 Cursor = Annotated[str, Meta(extra_json_schema={"pattern": CURSOR}, description="`next_cursor` of the page before.")]
@@ -53,26 +50,34 @@ class Problem(msgspec.Struct, omit_defaults=True):
 class AcceptedAnswer(msgspec.Struct):
     status: Literal["accepted"]
     email_id: str
-    state: Status
+    state: State
 
 
 class DuplicateAnswer(msgspec.Struct, omit_defaults=True):
+    """What was absorbed has ``duplicate_of``, the id of its first one; what tells of that is null once it is purged."""
+
     status: Literal["duplicate"]
     email_id: str
-    state: Status
+    state: State
     first_received_at: str
     duplicates: Count
     mismatch: bool = False
+    duplicate_of: str | UnsetType = UNSET
+    first_state: State | UnsetType | None = UNSET
+    same_content: bool | UnsetType | None = UNSET
 
 
 class BatchResult(msgspec.Struct):
     index: Count
     status: Literal["accepted", "duplicate", "mismatch", "invalid"]
     email_id: str | None = None
-    state: Status | None = None
+    state: State | None = None
     code: str | None = None
     field: str | None = None
     detail: str | None = None
+    duplicate_of: str | UnsetType = UNSET
+    first_state: State | UnsetType | None = UNSET
+    same_content: bool | UnsetType | None = UNSET
 
 
 class BatchAnswer(msgspec.Struct):
@@ -112,27 +117,6 @@ class SendManyAnswer(msgspec.Struct):
     already_due: Count
     scheduled: Annotated[Count, Meta(description="Their `send_at` lies ahead.")]
     uncertain_left_out: Annotated[Count, Meta(description="An attempt may have reached the mail server.")]
-
-
-class AttachmentAnswer(msgspec.Struct):
-    """``size``: in bytes."""
-
-    filename: str
-    content_type: str
-    size: Count
-
-
-class ContentAnswer(msgspec.Struct, rename={"from_address": "from"}):
-    """As it was given."""
-
-    email_id: str
-    from_address: str | None
-    reply_to: str | None
-    subject: str
-    headers: dict[str, str]
-    body: str
-    html: str | None
-    attachments: list[AttachmentAnswer]
 
 
 class CancelAnswer(msgspec.Struct):

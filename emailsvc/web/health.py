@@ -26,6 +26,9 @@ _COUNTERS = {
     "received": "E-mails accepted",
     "duplicates": "Webhooks answered as duplicates",
     "mismatches": "Webhooks with a known id and other content",
+    "absorbed": "E-mails that are duplicates of another id",
+    "absorbed_other": "Those of them with other content",
+    "would_absorb": "E-mails sent that a window would have absorbed",
     "sent": "E-mails taken by the mail server",
     "failed_attempts": "Attempts that did not end in sent",
 }

@@ -57,7 +57,8 @@ _INTRODUCTION = (
 @blueprint.declare("GET", "/openapi.json", "anyone", "This document", answers={200: "application/json"})
 def published() -> Response:
     config = service().config
-    return answer(document(Rules(config.from_domains, config.idempotency_header), routes_of(current_app)))
+    rules = Rules(config.from_domains, config.idempotency_header, config.dedupe_window_seconds)
+    return answer(document(rules, routes_of(current_app)))
 
 
 @lru_cache(maxsize=8)

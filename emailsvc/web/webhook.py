@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from typing import Literal, TypedDict
 
 from flask import Response
 
 from emailsvc import clock, outbox
 from emailsvc.context import service
 from emailsvc.errors import InvalidPayload, ServiceError
-from emailsvc.intake.payload import BatchPayload, EmailPayload, Rules, parse_batch, parse_email
+from emailsvc.intake.batches import parse_batch
+from emailsvc.intake.payload import BatchPayload, EmailPayload, Rules, parse_email
 from emailsvc.settings.config import Config
-from emailsvc.vocabulary import Status
+from emailsvc.vocabulary import State
 from emailsvc.web import refused
 from emailsvc.web.answers import AcceptedAnswer, BatchAnswer, BatchResult, DuplicateAnswer
 from emailsvc.web.contract import Routes
@@ -20,6 +22,13 @@ from emailsvc.web.reading import answer, json_body
 log = logging.getLogger("emailsvc.web")
 
 blueprint = Routes("webhook", __name__)
+
+
+class _Absorbed(TypedDict, total=False):
+    duplicate_of: str
+    first_state: State | None
+    same_content: bool | None
+
 
 MISMATCH = "This email_id was accepted before with other content; the first one stands and this one is not sent."
 
@@ -33,7 +42,7 @@ def email() -> Response:
     accepted = service().reception.accept(parse_email(json_body(), _rules(config)))
     _log(accepted)
     if accepted.status == "accepted":
-        return answer(AcceptedAnswer("accepted", accepted.email_id, Status.PENDING), 202)
+        return answer(AcceptedAnswer("accepted", accepted.email_id, State.PENDING), 202)
     mismatch = accepted.status == "mismatch"
     if mismatch and config.on_mismatch == "reject":
         raise ServiceError(422, "payload_mismatch", MISMATCH, "email_id")
@@ -57,13 +66,20 @@ def batch() -> BatchAnswer:
 
 
 def _rules(config: Config) -> Rules:
-    return Rules(config.from_domains, config.idempotency_header)
+    return Rules(config.from_domains, config.idempotency_header, config.dedupe_window_seconds)
 
 
 def _duplicate(accepted: outbox.Accepted, mismatch: bool) -> DuplicateAnswer:
     first_received_at = clock.isoformat(accepted.first_received_at)
-    state = Status(accepted.state)
-    return DuplicateAnswer("duplicate", accepted.email_id, state, first_received_at, accepted.duplicates, mismatch)
+    given = (accepted.email_id, accepted.state, first_received_at, accepted.duplicates, mismatch)
+    return DuplicateAnswer("duplicate", *given, **_absorbed(accepted))
+
+
+def _absorbed(accepted: outbox.Accepted) -> _Absorbed:
+    first = accepted.first
+    if first is None or accepted.state is not State.ABSORBED:
+        return {}
+    return {"duplicate_of": first.email_id, "first_state": first.state, "same_content": accepted.same_content}
 
 
 def _invalid(index: int, error: InvalidPayload) -> BatchResult:
@@ -73,14 +89,17 @@ def _invalid(index: int, error: InvalidPayload) -> BatchResult:
 
 def _result(index: int, accepted: outbox.Accepted, config: Config) -> BatchResult:
     _log(accepted)
-    state = Status(accepted.state)
+    given = (accepted.email_id, accepted.state)
     if accepted.status == "mismatch" and config.on_mismatch == "reject":
-        return BatchResult(index, "mismatch", accepted.email_id, state, "payload_mismatch", "email_id", MISMATCH)
-    return BatchResult(index, "accepted" if accepted.status == "accepted" else "duplicate", accepted.email_id, state)
+        return BatchResult(index, "mismatch", *given, "payload_mismatch", "email_id", MISMATCH)
+    status: Literal["accepted", "duplicate"] = "accepted" if accepted.status == "accepted" else "duplicate"
+    return BatchResult(index, status, *given, **_absorbed(accepted))
 
 
 def _log(accepted: outbox.Accepted) -> None:
     fields: dict[str, object] = {"email_id": accepted.email_id, "state": accepted.state}
     if accepted.status != "accepted":
         fields["duplicates"] = accepted.duplicates
+    if accepted.first is not None:
+        fields |= {"duplicate_of": accepted.first.email_id, "same_content": accepted.same_content}
     log.info(accepted.status, extra={"fields": fields})

@@ -32,11 +32,10 @@ from emailsvc.log import EVENTS
 from emailsvc.mail import Message, Outcome, Result
 from emailsvc.mail.memory import MemoryTransport
 from emailsvc.settings.config import Config, load
-from emailsvc.vocabulary import Reason, Status
+from emailsvc.vocabulary import Reason, State
 from emailsvc.wakeups import queue
 from emailsvc.web import ROUTES
 from emailsvc.web.answers import CURSOR
-from tests import documents
 from tests.conftest import started
 from tests.documents import READMES
 from tests.emails import DEFERRED, accept, claim, record
@@ -207,8 +206,9 @@ def show(example: Example, site: Site, folder: Path) -> None:
 def test_every_route_is_described_and_has_an_example() -> None:
     commands = [example.command for example in examples(HTTP)]
     for route in ROUTES:
-        assert f"### `{route.method} {documents.shown(route.path)}`\n" in HTTP
-        pattern = re.escape("$URL") + re.sub(r"\\{\w+\\}", r"[\\w.-]+", re.escape(route.path)) + r"[\"?]"
+        path = re.sub(r"{(dead_letter|action)_id}", "<id>", route.path).replace("{email_id}", "<email_id>")
+        assert f"### `{route.method} {path}`\n" in HTTP
+        pattern = re.escape("$URL") + re.sub(r"\\{\w+\\}", r"[\\w-]+", re.escape(route.path)) + r"[\"?]"
         assert any(re.search(pattern, command) for command in commands), route.path
 
 
@@ -300,9 +300,7 @@ def test_the_headers_that_may_not_be_given_are_all_listed() -> None:
 
 
 def test_the_statuses_and_the_reasons_are_all_explained() -> None:
-    assert [min(names(row[0])) for row in table(README, "## How an e-mail travels")] == [
-        status.value for status in Status
-    ]
+    assert [min(names(row[0])) for row in table(README, "## How an e-mail travels")] == [state.value for state in State]
     assert {min(names(row[0])) for row in table(README, "## Dead letters")} == {reason.value for reason in Reason}
     outcomes = {min(names(row[0])) for row in table(MAIL, "## What a reply means")}
     assert outcomes == {outcome.value for outcome in Outcome} - {"cut"}
@@ -323,7 +321,7 @@ def test_every_event_of_the_log_is_declared_with_its_level() -> None:
     for level, event in logged():
         levels.setdefault(event, set()).add(level)
     chosen = {"accepted", "duplicate", "mismatch", "deferred", "dead_lettered", "delivered", "discarded", "released"}
-    chosen |= {"sent", "stale_outcome", "replayed"}
+    chosen |= {"sent", "stale_outcome", "replayed", "absorbed"}
     assert EVENTS.keys() == levels.keys() | chosen
     for event, found in levels.items():
         assert found <= {*EVENTS[event][0].split(", "), "LOG"}, event

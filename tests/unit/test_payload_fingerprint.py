@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emailsvc.errors import InvalidPayload
-from emailsvc.intake.payload import EmailPayload, NewEmail, parse_batch, parse_email
+from emailsvc.intake.batches import parse_batch
+from emailsvc.intake.payload import EmailPayload, NewEmail, parse_email
 from tests.unit.test_payload import MINIMAL, PDF, RULES, encode, parse
 
 
@@ -58,6 +59,8 @@ def test_the_fingerprint_ignores_what_the_recipient_never_sees() -> None:
         "expires_at": "2031-01-01T00:00:00Z",
         "priority": "low",
         "on_uncertain": "retry",
+        "dedupe_key": "k",
+        "dedupe_window_seconds": 60,
         "state": 5,
         "headers": {},
         "attachments": [],

@@ -25,13 +25,17 @@ from sqlalchemy import (
 )  # fmt: skip
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg
+from sqlalchemy.engine.interfaces import Compiled
 
 from emailsvc.db import direct
 from emailsvc.db.counts import Kind
 from emailsvc.db.models import Email, status_literal
 from emailsvc.db.sqltime import UtcDateTime, db_now
-from emailsvc.outbox.counters import add_to_counter, adding, any_shard
-from emailsvc.vocabulary import Status
+from emailsvc.intake.windows import Window
+from emailsvc.outbox.counters import add_to_counters, adding, any_shard
+from emailsvc.outbox.moves.absorbing import absorb
+from emailsvc.outbox.windows import Entrant, First, enter, firsts_of
+from emailsvc.vocabulary import State, Status
 
 Row = Mapping[str, Any]
 """An e-mail to be accepted. ``duplicates``: how many more of its id and fingerprint it stands for."""
@@ -43,7 +47,7 @@ _GIVEN = (
 
 
 class Kept(NamedTuple):
-    """A row as accepting found or made it."""
+    """A row as accepting found or made it. ``first``: whose duplicate it is, was before, or would be."""
 
     id: int
     email_id: str
@@ -54,27 +58,74 @@ class Kept(NamedTuple):
     received_at: datetime
     due: bool
     more: int  # than one were given
+    first: First | None = None
 
     @property
     def is_new(self) -> bool:
         # A conflict raises one of the two by one more.
         return self.duplicates == self.more and self.mismatches == 0
 
+    @property
+    def has_content(self) -> bool:
+        return self.status == Status.PENDING or self.first is None or self.first.state is not State.SENT
 
-def accept(connection: Connection, rows: Sequence[Row], lock_milliseconds: int | None = None) -> list[Kept]:
+
+def accept(
+    connection: Connection,
+    rows: Sequence[Row],
+    lock_milliseconds: int | None = None,
+    windows: Mapping[str, Window] | None = None,
+    *,
+    observe: bool = False,
+) -> list[Kept]:
     """``→ pending``, or so many duplicates or mismatches more of a known id, and counted as such. All rows come back.
 
     No id is given twice. PostgreSQL locks them in the order of their ids, so that two calls never wait for each other
-    in a circle, and waits for none longer than ``lock_milliseconds``.
+    in a circle, and waits for none longer than ``lock_milliseconds``. ``windows``, by id, are entered in the order of
+    ``rows`` by those that are new; to ``observe`` is to count what would be absorbed.
     """
     more = {row["email_id"]: row["duplicates"] for row in rows}
     if connection.dialect.name == "postgresql":
-        found = _accept_and_count(connection, rows, lock_milliseconds)
-        return [Kept._make((*row, more[row[1]])) for row in found]
-    stored = connection.execute(_ACCEPT, [{**row, "not_before": row["send_at"]} for row in rows])
-    kept = [Kept._make((*row, more[row.email_id])) for row in stored]
-    _count(connection, kept, {row["email_id"]: row["fingerprint"] for row in rows})
-    return kept
+        statement = _STATEMENT if windows is None else _UNCOUNTED
+        kept = [Kept._make((*row, more[row[1]], None)) for row in _run(connection, statement, rows, lock_milliseconds)]
+    else:
+        stored = connection.execute(_ACCEPT, [{**row, "not_before": row["send_at"]} for row in rows])
+        kept = [Kept._make((*row, more[row.email_id], None)) for row in stored]
+    counts: Counter[Kind] = Counter()
+    if windows is not None:
+        kept, counts = _entered(connection, kept, [row["email_id"] for row in rows], windows, observe=observe)
+    if windows is not None or connection.dialect.name != "postgresql":
+        add_to_counters(connection, counts + _seen_in(kept, {row["email_id"]: row["fingerprint"] for row in rows}))
+    return _with_firsts_of_before(connection, kept)
+
+
+def _with_firsts_of_before(connection: Connection, kept: list[Kept]) -> list[Kept]:
+    known = [row.id for row in kept if row.status == Status.CANCELLED and not row.is_new]
+    firsts = firsts_of(connection, known) if known else {}
+    return [row._replace(first=firsts.get(row.id, row.first)) for row in kept] if firsts else kept
+
+
+def _entered(
+    connection: Connection, kept: Sequence[Kept], order: Sequence[str], windows: Mapping[str, Window], *, observe: bool
+) -> tuple[list[Kept], Counter[Kind]]:
+    new = {row.email_id: row for row in kept if row.is_new}
+    entrants = [
+        Entrant(new[one].id, one, new[one].fingerprint, new[one].received_at, windows[one].key, windows[one].seconds)
+        for one in order
+        if one in new and one in windows
+    ]
+    firsts = enter(connection, entrants)
+    if not observe:
+        absorb(connection, firsts)
+    status = Status.PENDING if observe else Status.CANCELLED
+    kept = [row._replace(status=status, first=firsts[row.id]) if row.id in firsts else row for row in kept]
+    other = sum(row.first is not None and row.first.fingerprint != row.fingerprint for row in kept)
+    counts: dict[Kind, int] = (
+        {"would_absorb": len(firsts)}
+        if observe
+        else {"absorbed": len(firsts), "cancelled": len(firsts), "absorbed_other": other}
+    )
+    return kept, Counter(counts)
 
 
 def _begun(send_at: ColumnElement[datetime]) -> dict[str, ColumnElement[Any]]:
@@ -100,20 +151,18 @@ def _or_counted(statement: Any) -> Any:
 _ACCEPT = _or_counted(sqlite.insert(Email).values(_begun(bindparam("not_before", type_=UtcDateTime()))))
 
 
-def _count(connection: Connection, kept: Sequence[Kept], fingerprints: Mapping[str, str]) -> None:
+def _seen_in(kept: Sequence[Kept], fingerprints: Mapping[str, str]) -> Counter[Kind]:
     counts: Counter[Kind] = Counter()
     for row in kept:
         same = row.fingerprint == fingerprints[row.email_id]
         counts["duplicates" if same else "mismatches"] += row.more + (not row.is_new)
-    for kind, value in sorted(counts.items()):
-        if value:
-            add_to_counter(connection, kind, value)
+    return counts
 
 
-def _accepting_and_counting() -> Any:
+def _accepting(*, counting: bool) -> Any:
     """All of it in one statement, which needs no transaction around it, and whose text is the same for any number of
     rows: they come as one JSON document. PostgreSQL reads and sorts all of them, and so sets the time limit, before it
-    locks the first.
+    locks the first. Counters are locked last, so where windows follow, the counting is left to them.
     """
     columns = (Email.__table__.c[name] for name in _GIVEN)
     typed = [column(one.name, Text() if one.name == "other" else one.type) for one in columns]
@@ -125,7 +174,7 @@ def _accepting_and_counting() -> Any:
     values = [cast(one, JSON) if one.name == "other" else one for one in given.c]
     source = select(*values, *begun.values()).select_from(given, limited).order_by(given.c.email_id)
     kept = _or_counted(postgresql.insert(Email).from_select([*_GIVEN, *begun], source)).cte("kept")
-    return select(kept).add_cte(adding(_seen(kept, given)).cte("counted"))
+    return select(kept).add_cte(adding(_seen(kept, given)).cte("counted")) if counting else select(kept)
 
 
 def _seen(kept: Any, given: Any) -> Any:
@@ -137,15 +186,16 @@ def _seen(kept: Any, given: Any) -> Any:
     return select(kind, value).select_from(rows).group_by(kind).having(value > 0).subquery("seen")
 
 
-_COMPILED = _accepting_and_counting().compile(dialect=psycopg.dialect())  # type: ignore[no-untyped-call]
-_STATEMENT: str = _COMPILED.string
-_CONSTANTS: dict[str, object] = _COMPILED.params
+_STATEMENT, _UNCOUNTED = (
+    _accepting(counting=counting).compile(dialect=psycopg.dialect())  # type: ignore[no-untyped-call]
+    for counting in (True, False)
+)
 
 
-def _accept_and_count(
-    connection: Connection, rows: Sequence[Row], lock_milliseconds: int | None
+def _run(
+    connection: Connection, statement: Compiled, rows: Sequence[Row], lock_milliseconds: int | None
 ) -> list[tuple[Any, ...]]:
     items = [{**row, "other": json.dumps(row["other"])} for row in rows]  # in ASCII, whatever the database's encoding
     limit = None if lock_milliseconds is None else f"{lock_milliseconds}ms"
     values = {"rows": msgspec.json.encode(items).decode(), "shard": any_shard(), "lock_timeout": limit}
-    return direct.run(connection, _STATEMENT, {**_CONSTANTS, **values})
+    return direct.run(connection, statement.string, {**statement.params, **values})

@@ -1,0 +1,52 @@
+"""Absorbed as a duplicate of another e-mail; and sent all the same, because that one was not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import ColumnElement, Connection, bindparam, case, null, update
+
+from emailsvc.db.absorbed import IS_ABSORBED, IS_FIRST_UNSENT
+from emailsvc.db.models import Email, has_status
+from emailsvc.db.sqltime import db_now
+from emailsvc.outbox.counters import add_to_counters
+from emailsvc.outbox.moves.turning import turn
+from emailsvc.outbox.scrubbing import NO_CONTENT
+from emailsvc.outbox.windows import First
+from emailsvc.vocabulary import State, Status
+
+_ABSORB = turn(Status.PENDING, Status.CANCELLED, Email.id == bindparam("row_id")).values(
+    next_attempt_at=null(), final_at=db_now(), duplicate_of=bindparam("first")
+)
+_FORGET = _ABSORB.values(NO_CONTENT)
+
+
+def absorb(connection: Connection, firsts: Mapping[int, First]) -> None:
+    """``pending → cancelled``, for rows that this transaction made. Their content is kept, in case the first one is not
+    sent; not if it is sent already.
+    """
+    for statement, is_sent in ((_ABSORB, False), (_FORGET, True)):
+        some = {row: first for row, first in firsts.items() if (first.state is State.SENT) == is_sent}
+        if some:
+            connection.execute(statement, [{"row_id": row, "first": some[row].email_id} for row in sorted(some)])
+
+
+def revive(connection: Connection, *which: ColumnElement[bool]) -> int:
+    """``cancelled → pending``, due at once: an e-mail of its own from now on. Those whose first one waits, or was sent,
+    or whose content is gone, do not match.
+    """
+    statement = turn(Status.CANCELLED, Status.PENDING, IS_FIRST_UNSENT, *which).values(
+        next_attempt_at=db_now(), final_at=None, duplicate_of=None,
+        expires_at=case((Email.expires_at <= db_now(), None), else_=Email.expires_at),
+    )  # fmt: skip
+    count = connection.execute(statement).rowcount
+    add_to_counters(connection, {"absorbed": -count, "cancelled": -count})
+    return count
+
+
+def drop(connection: Connection, email_id: str) -> bool:
+    """What was absorbed is cancelled for good. False: it was not absorbed, or was sent meanwhile."""
+    it = (has_status(Status.CANCELLED), IS_ABSORBED, Email.email_id == email_id)
+    dropped = connection.execute(update(Email).where(*it).values(duplicate_of=None)).rowcount
+    add_to_counters(connection, {"absorbed": -dropped})
+    return dropped == 1
