@@ -44,7 +44,7 @@ def create_app(config: Config | None = None) -> Flask:
         config.instance.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise ConfigurationError(f"{config.instance} cannot be made: {exc.strerror}.") from exc
-    app = Flask("emailsvc", instance_path=str(config.instance), static_folder=None)
+    app = Flask("emailsvc", instance_path=str(config.instance), static_folder=None, template_folder="web/templates")
     app.config.update(
         SQLALCHEMY_DATABASE_URI=config.database_url,
         SQLALCHEMY_ENGINE_OPTIONS=engine_options(config),

@@ -27,6 +27,7 @@ EVENTS = {
     "swept": ("INFO, DEBUG", "what a sweep repaired (DEBUG when nothing)"),
     "cancelled": ("INFO, WARNING", "an operator cancelled it (WARNING: an erased e-mail that was in hand)"),
     "made_due": ("INFO", "an operator sends it now, or so many `emails`"),
+    "viewed": ("INFO", "an operator looked at its content"),
     "replayed": ("INFO", "an operator sends it again"),
     "delivered": ("INFO", "an operator marked it as delivered"),
     "discarded": ("INFO", "an operator discarded it"),

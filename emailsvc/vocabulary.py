@@ -137,6 +137,7 @@ class ActionKind(enum.StrEnum):
     CANCELLED = "cancelled"
     ERASED = "erased"
     MADE_DUE = "made_due"
+    VIEWED = "viewed"  # its content
     STOPPED = "stopped"
 
 

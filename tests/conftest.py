@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import socket
@@ -283,16 +284,13 @@ def sink() -> Iterator[Smtpd]:
 @pytest.fixture
 def make_stack(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
     """``make_stack(DATABASE_URL=…)``: a deploy in a folder of its own; what it logged is shown when the test fails."""
-    made: list[Stack] = []
+    folders = (tmp_path / f"stack{number}" for number in itertools.count())
+    with ExitStack() as close:
 
-    def make(**environ: str) -> Stack:
-        made.append(Stack(tmp_path / f"stack{len(made)}", **environ))
-        return made[-1]
+        def make(**environ: str) -> Stack:
+            return close.enter_context(Stack(next(folders), **environ))
 
-    yield make
-    for stack in made:
-        stack.stop()
-        print(stack.tail())
+        yield make
 
 
 @pytest.fixture

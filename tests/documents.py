@@ -28,7 +28,7 @@ def settings() -> str:
 
 
 def routes() -> str:
-    rows = [(f"`{one.method} {_path(one.path)}`", one.access, one.summary) for one in ROUTES]
+    rows = [(f"`{one.method} {shown(one.path)}`", one.access, one.summary) for one in ROUTES]
     return _table(("route", "for", ""), rows)
 
 
@@ -66,8 +66,8 @@ def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _path(path: str) -> str:
-    return path.replace("{dead_letter_id}", "<id>").replace("{action_id}", "<id>").replace("{email_id}", "<email_id>")
+def shown(path: str) -> str:
+    return re.sub(r"{(?:(?:dead_letter|action)_)?(\w+)}", r"<\1>", path)
 
 
 def _comment(text: str) -> str:

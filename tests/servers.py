@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,6 +79,17 @@ def descendants(pid: int) -> list[int]:
     return found + [deeper for child in found for deeper in descendants(child)]
 
 
+_starter = ThreadPoolExecutor(1, "starter")
+"""To the kernel a process is a child of the thread that started it, and this one lives to the end."""
+
+
+def start_process(command: list[str], **options: Any) -> subprocess.Popen[Any]:
+    """A process that is told to end when this one has ended, killed or not (where there is util-linux)."""
+    setpriv = shutil.which("setpriv")
+    tied = [setpriv, "--pdeathsig", "TERM"] if setpriv else []
+    return _starter.submit(subprocess.Popen, [*tied, *command], **options).result()
+
+
 def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -116,7 +128,7 @@ class _Server:
 
     def start(self) -> None:
         with open(self.folder / "server.log", "ab") as log:
-            self._process = subprocess.Popen(
+            self._process = start_process(
                 self.command(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -13,14 +13,15 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.servers import alive, children, descendants, free_port, wait_for
+from tests.factories import payload
+from tests.servers import alive, children, descendants, free_port, start_process, wait_for
 from tests.smtpd import Smtpd
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +61,7 @@ class Process:
     def __init__(self, name: str, command: str, folder: Path, environ: dict[str, str], log: Path) -> None:
         self.name, self.log = name, log
         with open(log, "ab") as output:
-            self._process = subprocess.Popen(
+            self._process = start_process(
                 ["sh", "-c", f"exec {command}"],
                 cwd=folder,
                 env=environ,
@@ -197,6 +198,13 @@ class Stack:
     def tail(self, length: int = 1500) -> str:
         return "\n".join(f"--- {p.log.name}, {p.returncode=}\n{p.output()[-length:]}" for p in self.processes)
 
+    def __enter__(self) -> Stack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        print(self.tail())
+
     def stop(self) -> None:
         """Everything ends, by SIGTERM or after 30 s by SIGKILL; for the clean-up, no assertion."""
         self.hang_up()
@@ -251,6 +259,11 @@ class Stack:
 
     def post(self, payload: Any, path: str = "/webhook/email") -> Response:
         return self.request("POST", path, payload)
+
+    def post_many(self, ids: Iterable[str]) -> None:
+        """In one request, so that all of them wait at once however slow this machine is."""
+        answer = self.post({"emails": [payload(email_id) for email_id in ids]}, "/webhook/email/batch")
+        assert answer.status == 200, answer
 
     def post_until_answered(self, payload: Any, seconds: float = 60) -> tuple[Response, int]:
         """As every sender does: again until there is an answer below 500. Returns it and the number of tries."""

@@ -33,7 +33,7 @@ class StrictClient(FlaskClient):
 
 def _route(method: str, path: str) -> Route | None:
     for route in sorted(ROUTES, key=lambda one: "{" in one.path):
-        pattern = re.sub(r"{(dead_letter|action)_id}", r"\\d+", route.path.replace("{email_id}", ".+"))
+        pattern = re.sub(r"{(dead_letter|action)_id}", r"\\d+", re.sub("{email_id}|{asset}", ".+", route.path))
         if route.method == method and re.fullmatch(pattern, path, re.DOTALL):
             return route
     return None

@@ -20,6 +20,7 @@ from emailsvc.outbox.rolling import roll_up
 from emailsvc.outbox.sharing import SentTogether
 from emailsvc.outbox.sweeping import Swept, retain, sweep
 from emailsvc.outbox.switch import FRESH_SECONDS, end_outage, may_start, pause, resume
+from emailsvc.outbox.viewing import Viewed, view
 from emailsvc.outbox.windows import First
 from emailsvc.outbox.workers import forget_worker, heartbeat, try_commit
 
@@ -43,6 +44,7 @@ __all__ = [
     "SentTogether",
     "Swept",
     "Verdict",
+    "Viewed",
     "accept",
     "accept_many",
     "advance",
@@ -77,4 +79,5 @@ __all__ = [
     "stop",
     "sweep",
     "try_commit",
+    "view",
 ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from emailsvc.db.snapshots import snapshot as snapshot
 from emailsvc.reports.delivery import delivery_state as delivery_state
+from emailsvc.reports.desk import Overview as Overview
+from emailsvc.reports.desk import read_desk as read_desk
 from emailsvc.reports.emails import email as email
 from emailsvc.reports.emails import lookup as lookup
 from emailsvc.reports.groups import letter_groups as letter_groups
@@ -21,3 +23,4 @@ from emailsvc.reports.ready import disk_is_full as disk_is_full
 from emailsvc.reports.ready import readiness as readiness
 from emailsvc.reports.searching import search as search
 from emailsvc.reports.totals import stats as stats
+from emailsvc.reports.waiting import MAX_COUNTED as MAX_COUNTED

@@ -25,6 +25,10 @@ class Held(msgspec.Struct):
     reason: str | None
 
 
+class Outage(Held):
+    next_probe_at: str | None
+
+
 class Delivery(msgspec.Struct):
     """``state``, ``since`` and ``reason`` tell of the pause when there is an outage, too; the others of each."""
 
@@ -32,7 +36,7 @@ class Delivery(msgspec.Struct):
     since: str | None
     reason: str | None
     paused: Held | None
-    outage: Held | None
+    outage: Outage | None
 
 
 class Totals(msgspec.Struct):
@@ -142,7 +146,7 @@ class EmailSummary(msgspec.Struct):
 
 class Event(msgspec.Struct):
     """What happened when. ``text`` is the server's reply; that to the final dot has the conversation's ``seconds``, the
-    others ``started_at``. A dead letter tells why; an end, whose.
+    others ``started_at``. A dead letter tells why; it and its end, which one it is.
     """
 
     at: str

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, Row, select
 
 from emailsvc.clock import isoformat
 from emailsvc.db.models import Switch
 from emailsvc.db.snapshots import snapshot
-from emailsvc.reports.answers import Delivery, Held
+from emailsvc.reports.answers import Delivery, Held, Outage
 from emailsvc.vocabulary import DeliveryState
 
 
@@ -20,7 +20,7 @@ def delivery_state(engine: Engine) -> Delivery:
 
 def read_delivery(connection: Connection) -> Delivery:
     switch = connection.execute(select(Switch)).one()
-    paused, outage = _held(switch.paused_at, switch.pause_reason), _held(switch.outage_since, switch.outage_reason)
+    paused, outage = _paused(switch), _outage(switch)
     if paused is not None:
         return Delivery(DeliveryState.PAUSED, paused.since, paused.reason, paused, outage)
     if outage is not None:
@@ -28,5 +28,11 @@ def read_delivery(connection: Connection) -> Delivery:
     return Delivery(DeliveryState.RUNNING, None, None, paused, outage)
 
 
-def _held(since: datetime | None, reason: str | None) -> Held | None:
-    return None if since is None else Held(isoformat(since), reason)
+def _paused(switch: Row[*tuple[Any, ...]]) -> Held | None:
+    return None if switch.paused_at is None else Held(isoformat(switch.paused_at), switch.pause_reason)
+
+
+def _outage(switch: Row[*tuple[Any, ...]]) -> Outage | None:
+    if switch.outage_since is None:
+        return None
+    return Outage(isoformat(switch.outage_since), switch.outage_reason, isoformat(switch.next_probe_at))

@@ -120,7 +120,9 @@ def _letters(connection: Connection, key: int) -> Iterator[tuple[datetime, Event
     """That it was given up, and what was decided then."""
     for letter in connection.execute(select(DeadLetter).where(DeadLetter.email == key).order_by(DeadLetter.id)):
         at = letter.created_at
-        yield at, Event(isoformat(at), EventName.DEAD_LETTERED, reason=Reason(letter.reason), error=letter.error)
+        given_up = Event(isoformat(at), EventName.DEAD_LETTERED, reason=Reason(letter.reason), error=letter.error)
+        given_up.dead_letter = letter.id
+        yield at, given_up
         if letter.resolved_at is not None:
             at = letter.resolved_at
             yield at, Event(isoformat(at), EventName(letter.resolution), dead_letter=letter.id)

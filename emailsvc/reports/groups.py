@@ -34,22 +34,30 @@ class _Group(NamedTuple):
         return _Group(self.letters + other.letters, min(self.first, other.first), max(self.last, other.last))
 
 
-def letter_groups(engine: Engine, chosen: LetterFilter = EVERY, *, limit: int = 100) -> answers.LetterGroups:
-    """The largest groups first, by reason, the reply's codes and its words without what is each e-mail's own."""
+def letter_groups(
+    engine: Engine, chosen: LetterFilter = EVERY, *, limit: int = 100, among: int | None = None
+) -> answers.LetterGroups:
+    """The largest groups first, by reason, the reply's codes and its words without what is each e-mail's own.
+
+    ``among``: of no more than so many of the newest, because it takes the longer the more there are.
+    """
     found: dict[_Key, _Group] = {}
     with snapshot(engine) as connection:
-        for reason, code, enhanced, error, *rest in connection.execute(_counting(chosen)):
+        for reason, code, enhanced, error, *rest in connection.execute(_counting(chosen, among)):
             key, group = _Key(reason, code, enhanced, normalised(error, code, enhanced)), _Group(*rest)
             found[key] = group.and_also(found[key]) if key in found else group
     largest = sorted(found.items(), key=lambda one: (-one[1].letters, one[0].reason, one[0].error))
     return answers.LetterGroups([_answer(*one) for one in largest[:limit]])
 
 
-def _counting(chosen: LetterFilter) -> Select[*tuple[Any, ...]]:
+def _counting(chosen: LetterFilter, among: int | None) -> Select[*tuple[Any, ...]]:
     """One row for each text: what is each e-mail's own in it, SQLite could not tell."""
     codes = (own_attempt(Attempt.code).label("code"), own_attempt(Attempt.enhanced).label("enhanced"))
     letters = select(DeadLetter.reason, *codes, DeadLetter.error, DeadLetter.created_at)
-    each = letters.join(Email, Email.id == DeadLetter.email).where(UNRESOLVED, *chosen.conditions()).subquery().c
+    letters = letters.join(Email, Email.id == DeadLetter.email).where(UNRESOLVED, *chosen.conditions())
+    if among is not None:
+        letters = letters.order_by(DeadLetter.created_at.desc(), DeadLetter.id.desc()).limit(among)
+    each = letters.subquery().c
     common = (each.reason, each.code, each.enhanced, each.error)
     return select(*common, func.count(), func.min(each.created_at), func.max(each.created_at)).group_by(*common)
 

@@ -11,7 +11,20 @@ from flask import Flask
 from emailsvc import outbox
 from emailsvc.clock import monotonic
 from emailsvc.db.promptness import promptly
-from emailsvc.web import actions, auth, deadletters, delivery, emails, health, openapi, problems, stats, webhook
+from emailsvc.web import (
+    actions,
+    auth,
+    deadletters,
+    delivery,
+    desk,
+    emails,
+    health,
+    openapi,
+    page,
+    problems,
+    stats,
+    webhook,
+)
 from emailsvc.web.contract import CONVERTERS
 from emailsvc.web.refused import EXTENSION, RefusedWebhooks
 from emailsvc.web.tracing import traced
@@ -24,7 +37,7 @@ ON_EVERY_ANSWER = {
 }
 """It is about somebody's e-mail, so nothing caches, frames or guesses it."""
 BLUEPRINTS = tuple(
-    module.blueprint for module in (webhook, emails, stats, deadletters, delivery, actions, health, openapi)
+    module.blueprint for module in (webhook, emails, stats, deadletters, delivery, actions, desk, health, openapi)
 )
 ROUTES = tuple(route for blueprint in BLUEPRINTS for route in blueprint.table)
 
@@ -35,6 +48,7 @@ def register(app: Flask) -> None:
     app.url_map.converters |= CONVERTERS
     app.before_request(auth.refuse_strangers)
     problems.register(app)
+    page.register(app)
     app.extensions[EXTENSION] = RefusedWebhooks(
         lambda counts: outbox.count_refused(app.extensions["emailsvc"].engine, counts)
     )

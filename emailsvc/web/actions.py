@@ -19,8 +19,9 @@ blueprint = Routes("actions", __name__)
 
 
 @blueprint.declare(
-    "GET", "/actions", "operator", "Who did what, newest first", codes=("invalid_field", "unknown_field")
-)
+    "GET", "/actions", "operator", "Who did what, newest first",
+    codes=("invalid_field", "unknown_field"), template="journal.html",
+)  # fmt: skip
 def listing(query: ActionQuery) -> ActionPage:
     if query.who is not None:
         addresses.one_line(query.who, "who")

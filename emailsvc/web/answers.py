@@ -22,7 +22,10 @@ Code = Annotated[
         ge=200, le=599, multiple_of=1, extra_json_schema={"type": "integer"}, description="Of the mail server's reply."
     ),
 ]
-Many = Annotated[float, Meta(ge=1, le=100_000, multiple_of=1, extra_json_schema={"type": "integer"})]
+MAX_MOVED = 100_000
+"""Dead letters by one bulk action."""
+
+Many = Annotated[float, Meta(ge=1, le=MAX_MOVED, multiple_of=1, extra_json_schema={"type": "integer"})]
 
 # Its pattern is checked where it is read, which can say what it should be.
 Cursor = Annotated[str, Meta(extra_json_schema={"pattern": CURSOR}, description="`next_cursor` of the page before.")]
@@ -117,6 +120,27 @@ class SendManyAnswer(msgspec.Struct):
     already_due: Count
     scheduled: Annotated[Count, Meta(description="Their `send_at` lies ahead.")]
     uncertain_left_out: Annotated[Count, Meta(description="An attempt may have reached the mail server.")]
+
+
+class AttachmentAnswer(msgspec.Struct):
+    """``size``: in bytes."""
+
+    filename: str
+    content_type: str
+    size: Count
+
+
+class ContentAnswer(msgspec.Struct, rename={"from_address": "from"}):
+    """As it was given."""
+
+    email_id: str
+    from_address: str | None
+    reply_to: str | None
+    subject: str
+    headers: dict[str, str]
+    body: str
+    html: str | None
+    attachments: list[AttachmentAnswer]
 
 
 class CancelAnswer(msgspec.Struct):

@@ -28,7 +28,7 @@ PROBLEM_CODES = {
     "cancelled": (409, "send now: it was cancelled"),
     "scheduled": (409, "send now: its `send_at` lies ahead"),
     "already_resolved": (409, "the dead letter was resolved in another way"),
-    "content_gone": (409, "replay: the content was erased or scrubbed"),
+    "content_gone": (409, "replay, content: it was erased or scrubbed"),
     "already_over": (409, "stop: the action has ended, or was stopped"),
     "too_large": (413, "the request is larger than `MAX_REQUEST_BYTES`"),
     "not_json": (415, "`Content-Type` is not `application/json`, or the body is compressed"),

@@ -9,12 +9,12 @@ from typing import Literal, TypeVar, get_type_hints
 
 import msgspec
 from flask import Blueprint, Flask, Response, request
-from werkzeug.routing import BaseConverter, IntegerConverter, Map
+from werkzeug.routing import BaseConverter, IntegerConverter, Map, UnicodeConverter
 
 from emailsvc.intake.addresses import PRINTABLE
 from emailsvc.intake.payload import EmailId
 from emailsvc.reports.answers import RowId
-from emailsvc.web import auth
+from emailsvc.web import auth, page
 from emailsvc.web.codes import PROBLEM_CODES
 from emailsvc.web.reading import answer, json_as, optional_json_as, query_as
 
@@ -62,8 +62,14 @@ CONVERTERS: Mapping[str, type[BaseConverter]] = {
     "email_id": EmailIdConverter,
     "dead_letter_id": RowIdConverter,
     "action_id": RowIdConverter,
+    "asset": UnicodeConverter,
 }
-PATH_PARAMETERS: Mapping[str, object] = {"email_id": EmailId, "dead_letter_id": RowId, "action_id": RowId}
+PATH_PARAMETERS: Mapping[str, object] = {
+    "email_id": EmailId,
+    "dead_letter_id": RowId,
+    "action_id": RowId,
+    "asset": Literal[page.ASSETS],
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +83,7 @@ class Route:
     body: type[msgspec.Struct] | None
     body_required: bool
     query: type[msgspec.Struct] | None
+    template: str | None  # of the page that a browser gets instead
 
     @property
     def codes(self) -> dict[int, Codes]:
@@ -111,17 +118,19 @@ class Routes(Blueprint):
         codes: Codes = (),
         body: type[msgspec.Struct] | None = None,
         body_required: bool = True,
+        template: str | None = None,
     ) -> Callable[[View], View]:
         """What the view returns is its answer 200, its parameters ``body`` and ``query`` are read from the request.
 
-        ``answers`` and ``body`` are for views that write or read them themselves.
+        ``answers`` and ``body`` are for views that write or read them themselves. A browser gets the ``template``.
         """
 
         def register(view: View) -> View:
             hints = get_type_hints(view)
+            content = (hints["return"], "text/html") if template else hints["return"]
             route = Route(
-                method, path, access, summary, answers or {200: hints["return"]}, codes,
-                body or hints.get("body"), body_required, hints.get("query"),
+                method, path, access, summary, answers or {200: content}, codes,
+                body or hints.get("body"), body_required, hints.get("query"), template,
             )  # fmt: skip
             self.table.append(route)
             self._guards[f"{self.name}.{view.__name__}"] = _GUARDS[access]
@@ -145,9 +154,17 @@ def _answering(
         if route.query is not None:
             arguments["query"] = query_as(route.query)
         content = view(**arguments)
+        if route.template is not None:
+            return _page_or_json(route.template, content, arguments)
         return content if isinstance(content, Response) else answer(content)
 
     return answering
+
+
+def _page_or_json(template: str, content: msgspec.Struct | Response, arguments: Mapping[str, object]) -> Response:
+    response = page.render(template, {"answer": content, **arguments}) if page.is_wanted() else answer(content)
+    response.headers["Vary"] = "Accept"
+    return response
 
 
 def routes_of(app: Flask) -> tuple[Route, ...]:

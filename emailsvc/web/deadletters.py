@@ -40,7 +40,7 @@ RESOLVING = ("not_found", "already_resolved")
 
 @blueprint.declare(
     "GET", "/stats/dead-letters", "operator", "E-mails given up, newest first",
-    codes=("invalid_field", "unknown_field"),
+    codes=("invalid_field", "unknown_field"), template="letters.html",
 )  # fmt: skip
 def listing(query: DeadLetterQuery) -> DeadLetterPage:
     return reports.dead_letters(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 
+import msgspec
 from flask import Response
 
 from emailsvc import outbox, reports
@@ -14,7 +15,9 @@ from emailsvc.intake import addresses
 from emailsvc.reports.answers import EmailAnswer, EmailPage, LookupAnswer
 from emailsvc.web import auth
 from emailsvc.web.answers import (
+    AttachmentAnswer,
     CancelAnswer,
+    ContentAnswer,
     LookupRequest,
     SearchRequest,
     SendAnswer,
@@ -28,9 +31,26 @@ log = logging.getLogger("emailsvc.web")
 blueprint = Routes("emails", __name__)
 
 
-@blueprint.declare("GET", "/emails/{email_id}", "operator", "What became of an e-mail", codes=("not_found",))
+@blueprint.declare(
+    "GET", "/emails/{email_id}", "operator", "What became of an e-mail", codes=("not_found",), template="email.html"
+)
 def show(email_id: str) -> EmailAnswer:
     return reports.email(service().engine, email_id)
+
+
+@blueprint.declare(
+    "POST", "/emails/{email_id}/content", "operator", "What an e-mail says; the journal notes who looked",
+    codes=("not_found", "content_gone"), template="content.html",
+)  # fmt: skip
+def view(email_id: str) -> ContentAnswer:
+    viewed = outbox.view(service().engine, email_id, who=auth.operator_name())
+    log.info("viewed", extra={"fields": {"email_id": email_id}})
+    content, other = viewed.content, viewed.content.other
+    attachments = msgspec.convert(viewed.attachments, list[AttachmentAnswer])
+    return ContentAnswer(
+        email_id, other.get("from"), other.get("reply_to"), content.subject, other.get("headers") or {},
+        content.body, content.html, attachments,
+    )  # fmt: skip
 
 
 @blueprint.route("/emails/lookup", methods=["OPTIONS"])
@@ -41,14 +61,16 @@ def post_options() -> Response:
     return Response(headers={"Allow": "OPTIONS, POST"})
 
 
-@blueprint.declare("POST", "/emails/lookup", "operator", "What became of up to 1,000 e-mails")
+@blueprint.declare("POST", "/emails/lookup", "operator", "What became of up to 1,000 e-mails", template="found.html")
 def lookup(body: LookupRequest) -> LookupAnswer:
     for index, email_id in enumerate(body.email_ids):
         addresses.one_line(email_id, f"email_ids[{index}]")
     return reports.lookup(service().engine, body.email_ids)
 
 
-@blueprint.declare("POST", "/emails/search", "operator", "Find e-mails, newest or longest overdue first")
+@blueprint.declare(
+    "POST", "/emails/search", "operator", "Find e-mails, newest or longest overdue first", template="found.html"
+)
 def search(body: SearchRequest) -> EmailPage:
     return reports.search(service().engine, body, order=body.order, limit=int(body.limit), cursor=body.cursor)
 

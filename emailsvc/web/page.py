@@ -1,62 +1,93 @@
-"""The page of `GET /stats` for a browser: one document, nothing loaded from anywhere."""
+"""Pages for a browser: templates in files, a style and a script of our own, and nothing from anywhere else."""
 
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>emailsvc</title>
-<style nonce="{{ nonce }}">
-  body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-  table { border-collapse: collapse; margin: 0 0 2rem }
-  th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #ddd; vertical-align: top }
-  td.number { text-align: right; font-variant-numeric: tabular-nums }
-  .running { color: #17692b } .paused, .outage, #said { color: #a3200d }
-</style>
-<h1>emailsvc</h1>
-<p>Delivery: <strong class="{{ stats.delivery.state }}">{{ stats.delivery.state }}</strong>
-{% if stats.delivery.since %}since {{ stats.delivery.since }}{% endif %}
-{% if stats.delivery.reason %}({{ stats.delivery.reason }}){% endif %}
-{% if stats.delivery.state == "paused" %}<button data-post="/delivery/resume">Resume</button>
-{% else %}<button data-post="/delivery/pause">Pause</button>{% endif %}
-{% if stats.delivery.outage and stats.delivery.paused %}; also an <strong class="outage">outage</strong>
-since {{ stats.delivery.outage.since }} ({{ stats.delivery.outage.reason }}){% endif %}
-{% if stats.delivery.outage %}<button data-post="/delivery/end-outage">End outage</button>{% endif %}
-<span id="said" role="status"></span></p>
-<table>
-{% for name, value in stats.items() if name not in ("delivery", "refused") %}
-<tr><th scope="row">{{ name | replace("_", " ") }}</th>
-<td class="number">{{ "–" if value is none else value }}</td></tr>
-{% endfor %}
-{% for code, value in stats.refused.items() %}
-<tr><th scope="row">refused: {{ code | replace("_", " ") }}</th><td class="number">{{ value }}</td></tr>
-{% endfor %}
-</table>
-<h2>Dead letters</h2>
-{% if page.dead_letters %}
-<table>
-<tr><th>created</th><th>email_id</th><th>reason</th><th>attempts</th><th>error</th><th></th></tr>
-{% for letter in page.dead_letters %}
-<tr><td>{{ letter.created_at }}</td><td>{{ letter.email_id }}</td><td>{{ letter.reason }}</td>
-<td class="number">{{ letter.attempts }}</td><td>{{ letter.error }}</td>
-<td><button data-post="/stats/dead-letters/{{ letter.id }}/replay">Send again</button>
-<button data-post="/stats/dead-letters/{{ letter.id }}/delivered">Mark as delivered</button>
-<button data-delete="/stats/dead-letters/{{ letter.id }}">Discard</button></td></tr>
-{% endfor %}
-</table>
-{% if page.next_cursor %}<p>Only the newest are shown; see <code>/stats/dead-letters</code> for all.</p>{% endif %}
-{% else %}
-<p>None.</p>
-{% endif %}
-<script nonce="{{ nonce }}">
-  document.addEventListener("click", async (event) => {
-    const { post, delete: remove } = event.target.dataset;
-    if (!post && !remove) return;
-    const answer = await fetch(post || remove, {
-      method: post ? "POST" : "DELETE", headers: { "X-Requested-With": "emailsvc" }, credentials: "same-origin",
-    });
-    if (answer.ok) return location.reload();
-    document.getElementById("said").textContent = (await answer.json()).detail;
-  });
-</script>
-</html>
-"""
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from urllib.parse import quote
+
+from flask import Flask, Response, render_template, request
+
+from emailsvc.clock import isoformat, utcnow
+from emailsvc.intake.filters import MAX_CONTAINED
+from emailsvc.reports import MAX_COUNTED
+from emailsvc.vocabulary import ActionKind, Priority, Reason, Status
+from emailsvc.web.answers import MAX_MOVED
+
+POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+ASSETS = ("desk.css", "desk.js", "desk.svg")
+
+_FOLDER = Path(__file__).parent / "assets"
+
+_UNITS = ((86_400, "day"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+def register(app: Flask) -> None:
+    app.jinja_env.filters |= {
+        "ago": ago, "utc": utc, "number": number, "counted": counted, "segment": segment, "common_part": common_part,
+    }  # fmt: skip
+    words = {"kinds": ActionKind, "reasons": Reason, "states": Status, "priorities": Priority}
+    app.jinja_env.globals |= words | {"max_moved": MAX_MOVED}
+    app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+
+
+def is_wanted() -> bool:
+    """A browser says so; curl takes what comes, and gets JSON."""
+    return request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"
+
+
+def render(template: str, context: Mapping[str, object]) -> Response:
+    document = render_template(template, now=isoformat(utcnow()), version=version(), **context)
+    return Response(document, headers={"Content-Security-Policy": POLICY}, mimetype="text/html")
+
+
+@cache
+def asset(name: str) -> bytes:
+    return (_FOLDER / name).read_bytes()
+
+
+@cache
+def version() -> str:
+    """Part of the addresses under which a browser keeps the assets."""
+    return hashlib.sha256(b"".join(map(asset, ASSETS))).hexdigest()[:12]
+
+
+def ago(moment: str, now: str) -> str:
+    """``4 min ago``, or ``in 4 min``."""
+    seconds = (datetime.fromisoformat(now) - datetime.fromisoformat(moment)).total_seconds()
+    if abs(seconds) < 1:
+        return "now"
+    size, unit = next(one for one in _UNITS if one[0] <= abs(seconds))
+    count = int(abs(seconds) // size)
+    told = f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''}"
+    return f"{told} ago" if seconds > 0 else f"in {told}"
+
+
+def utc(moment: str) -> str:
+    return f"{moment[:10]} {moment[11:19]} UTC"
+
+
+def number(value: int) -> str:
+    return f"{value:,}"
+
+
+def counted(value: int) -> str:
+    return f"{MAX_COUNTED:,}+" if value > MAX_COUNTED else number(value)
+
+
+def segment(text: str) -> str:
+    """One segment of a path, whatever is in it."""
+    return quote(text, safe="")
+
+
+def common_part(error: str) -> str:
+    """Of a group's error the longest part that every error in the group contains."""
+    parts = (part.strip() for part in re.split(r"…|[\x00-\x1f\x7f-\x9f\u2028\u2029]", error))
+    return max(parts, key=len)[:MAX_CONTAINED].strip()

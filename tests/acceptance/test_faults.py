@@ -26,7 +26,7 @@ CUT = 15.0
 def deploy(database: str, redis_url: str, sink: Smtpd, make_stack: Callable[..., Stack]) -> Callable[..., Stack]:
     def make(**environ: str) -> Stack:
         urls = {"DATABASE_URL": database, "REDIS_URL": redis_url, "SMTP_URL": smtp_url(sink), "WEB_CONCURRENCY": "1"}
-        return make_stack(**urls | SHORT | environ)
+        return make_stack(**urls | environ)
 
     return make
 
@@ -49,10 +49,9 @@ def test_a_worker_frozen_past_its_lease_and_continued_changes_nothing(
 ) -> None:
     """Frozen after its dot: the server has the mail, the sweep says uncertain, and the late record is not believed."""
     sink.behaviour.mail_delay = 1.0
-    stack = deploy(WORKER_THREADS="1")
+    stack = deploy(WORKER_THREADS="1", **SHORT)
     _, (worker,) = stack.start(workers=1, release=False)
-    ids = [f"m-{n}" for n in range(6)]
-    stack.together(1, ids, lambda email_id: stack.post(payload(email_id)))
+    stack.post_many([f"m-{n}" for n in range(6)])
     wait_for(lambda: len(copies(sink)) >= 2, 20, "the worker to be in the middle of its batch")
     os.kill(worker.pid, signal.SIGSTOP)
     sink.behaviour.mail_delay = 0
@@ -69,6 +68,12 @@ def test_a_worker_frozen_past_its_lease_and_continued_changes_nothing(
     assert other.running
 
 
+def nothing_in_hand(stack: Stack) -> dict[str, Any]:
+    """The statistics of such a moment; in the next one a probe may begin."""
+    stats = stack.stats()
+    return stats if stats["sending"] == 0 else {}
+
+
 def test_an_account_that_refuses_everybody_costs_at_most_twenty_dead_letters(
     deploy: Callable[..., Stack], sink: Smtpd
 ) -> None:
@@ -78,8 +83,7 @@ def test_an_account_that_refuses_everybody_costs_at_most_twenty_dead_letters(
     ids = [f"m-{n}" for n in range(120)]
     stack.together(8, ids, lambda i: stack.post(payload(i, user=f"{i}@domain{int(i[2:]) % 7}.example")))
     wait_for(lambda: stack.stats()["delivery"]["state"] == "outage", 30, "the outage to be noticed")
-    wait_for(lambda: stack.stats()["sending"] == 0, 30, "every batch to be given back")
-    stats = stack.stats()
+    stats = wait_for(lambda: nothing_in_hand(stack), 30, "every batch to be given back")
     assert "account suspended" in stats["delivery"]["reason"]
     assert 0 < stats["dead_letters"] <= 20
     assert stats["pending"] + stats["failed"] == 120
@@ -90,18 +94,19 @@ def test_an_account_that_refuses_everybody_costs_at_most_twenty_dead_letters(
 
 
 def test_a_server_that_is_away_burns_no_attempt_and_its_return_is_noticed(
-    deploy: Callable[..., Stack], sink: Smtpd
+    deploy: Callable[..., Stack], database: str
 ) -> None:
     port = free_port()
     stack = deploy(SMTP_URL=f"smtp://127.0.0.1:{port}")
     stack.start(workers=2, release=False)
-    ids = [f"m-{n}" for n in range(60)]
-    stack.together(4, ids, lambda email_id: stack.post(payload(email_id)))
+    stack.post_many([f"m-{n}" for n in range(60)])
     wait_for(lambda: stack.stats()["delivery"]["state"] == "outage", 20, "the outage to be noticed")
     assert stack.request("POST", "/delivery/pause").json["state"] == "paused"
     assert stack.stats()["failed_attempts"] == 0
     with Smtpd(port=port) as server:
-        time.sleep(7)  # more than a cool-down: while it is paused nothing may come, not even a probe
+        with psycopg.connect(database) as connection:
+            connection.execute("UPDATE switch SET next_probe_at = now()")
+        time.sleep(3)  # in which each worker looks: while it is paused nothing may come, not even a probe
         assert server.connections == 0
         assert stack.request("POST", "/delivery/resume").json["state"] in ("outage", "running")
         stats = stack.wait_settled(60)
@@ -122,7 +127,7 @@ def test_a_shutdown_ends_in_time_whatever_the_mail_server_does(
     stack = deploy(WORKER_THREADS="1", **times)
     hurry_shutdown(stack)
     _, (worker,) = stack.start(workers=1, release=False)
-    stack.together(1, ["m-0", "m-1", "m-2"], lambda email_id: stack.post(payload(email_id)))
+    stack.post_many(["m-0", "m-1", "m-2"])
     wait_for(lambda: sink.conversations == 1 and stack.stats()["sending"] >= 1, 20, "the conversation to hang")
     wait_for(lambda: sink.seen("RCPT") >= 1, 20, "the conversation to be at its recipient")
     began = time.monotonic()
@@ -142,8 +147,7 @@ def test_a_restart_under_load_with_a_server_that_answers_leaves_nothing_uncertai
     sink.behaviour.mail_delay = 0.3
     stack = deploy()
     _, workers = stack.start(workers=1, release=False)
-    ids = [f"m-{n}" for n in range(80)]
-    stack.together(8, ids, lambda email_id: stack.post(payload(email_id)))
+    stack.post_many([f"m-{n}" for n in range(80)])
     wait_for(lambda: len(copies(sink)) >= 4, 20, "the worker to be busy")
     worker = workers[0]
     for _ in range(3):
@@ -204,7 +208,7 @@ def test_a_worker_ends_in_time_and_without_a_traceback_when_its_database_is_away
     hurry_shutdown(stack)
     sink.behaviour.mail_delay = 0.2
     _, (worker,) = stack.start(workers=1, release=False)
-    stack.together(8, [f"m-{n}" for n in range(80)], lambda email_id: stack.post(payload(email_id)))
+    stack.post_many([f"m-{n}" for n in range(80)])
     wait_for(lambda: len(copies(sink)) > 8, 20, "four batches in hand")
     if frozen:
         own_postgresql.freeze()
@@ -278,7 +282,7 @@ def test_a_replay_at_a_rate_survives_a_killed_worker_and_a_restart_and_sends_eac
     deploy: Callable[..., Stack], sink: Smtpd
 ) -> None:
     sink.behaviour.refuse = lambda _recipient: "552 5.2.2 mailbox full"
-    stack = deploy(WORKER_THREADS="1")
+    stack = deploy(WORKER_THREADS="1", **SHORT)
     _, (killed, other) = stack.start(workers=2, release=False)
     letters = [payload(f"m-{n}", user=f"m-{n}@example.com") for n in range(200)]
     assert stack.post({"emails": letters}, "/webhook/email/batch").status == 200

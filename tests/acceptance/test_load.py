@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -19,20 +19,18 @@ from tests.stack import SHORT, Process, Response, Stack, copies, smtp_url
 
 
 @pytest.fixture(params=["procfile", "embedded"])
-def service(request: pytest.FixtureRequest, sink: Smtpd, make_stack: Callable[..., Stack]) -> Iterator[Stack]:
+def service(request: pytest.FixtureRequest, sink: Smtpd, make_stack: Callable[..., Stack]) -> Stack:
     """Two web processes and two consumers on PostgreSQL and Redis; and what a laptop runs, on SQLite files."""
     if request.param == "embedded":
         stack = make_stack(SMTP_URL=smtp_url(sink))
         stack.spawn("start", "flask start")
         stack.wait_ready()
-        yield stack
-        return
+        return stack
     database: str = request.getfixturevalue("database")
     redis_url: str = request.getfixturevalue("redis_url")
     stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink))
     stack.start(workers=2, release=False)
-    yield stack
-    stack.stop()
+    return stack
 
 
 def test_a_mixed_load_is_answered_counted_and_sent_once(service: Stack, sink: Smtpd) -> None:
@@ -79,7 +77,7 @@ def test_simultaneous_posts_of_one_id_make_one_row_and_one_mail(service: Stack, 
 def test_a_redis_that_is_flushed_and_killed_loses_and_doubles_nothing(
     database: str, own_redis: Redis, sink: Smtpd, make_stack: Callable[..., Stack]
 ) -> None:
-    stack = make_stack(DATABASE_URL=database, REDIS_URL=own_redis.url, SMTP_URL=smtp_url(sink), **SHORT)
+    stack = make_stack(DATABASE_URL=database, REDIS_URL=own_redis.url, SMTP_URL=smtp_url(sink))
     stack.start(workers=2, release=False)
     payloads, valid = mixed_load(1200, random.Random(2))
     answered: list[tuple[dict[str, Any], Response]] = []
@@ -110,7 +108,7 @@ def test_a_redis_that_is_flushed_and_killed_loses_and_doubles_nothing(
 def test_a_hanging_redis_delays_no_answer_and_its_return_sends_the_mail(
     database: str, own_redis: Redis, sink: Smtpd, make_stack: Callable[..., Stack]
 ) -> None:
-    stack = make_stack(DATABASE_URL=database, REDIS_URL=own_redis.url, SMTP_URL=smtp_url(sink), **SHORT)
+    stack = make_stack(DATABASE_URL=database, REDIS_URL=own_redis.url, SMTP_URL=smtp_url(sink))
     stack.start(workers=1, release=False)
     own_redis.freeze()
     try:

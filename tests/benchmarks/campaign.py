@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.factories import payload  # noqa: E402
-from tests.servers import MissingServer, PostgreSQL, Redis, wait_for  # noqa: E402
+from tests.servers import MissingServer, PostgreSQL, Redis, start_process, wait_for  # noqa: E402
 from tests.stack import Process, Stack  # noqa: E402
 
 RUN_KILLS = 100
@@ -244,16 +244,11 @@ class Storm:
 def mail_server(log: Path) -> Iterator[int]:
     """``tests.smtpd`` in a process of its own; yields its port."""
     command = [sys.executable, "-m", "tests.smtpd", "--log", str(log), "--delay", str(REPLY_SECONDS)]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin
-    assert process.stdout
-    try:
-        yield int(process.stdout.readline())
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(10)
-        process.stdin.close()
-        process.stdout.close()
+    with start_process(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.send_signal(signal.SIGTERM)
 
 
 def _copies(log: Path) -> Counter[str]:

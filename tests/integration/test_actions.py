@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
@@ -72,12 +73,13 @@ def test_an_outage_is_noted_with_its_end_whoever_ended_it(engine: Engine, config
     record(engine, config, claim(engine, config), OUTAGE)
     outbox.end_outage(engine, who="alice")
     outbox.end_outage(engine, who="alice")
-    assert [(kind, who, why) for kind, who, why, *_ in told(engine)] == [
-        ("outage_began", None, "connection refused"),
-        ("outage_ended", None, "it lasted 90 s"),
-        ("outage_began", None, "connection refused"),
-        ("outage_ended", "alice", "it lasted 0 s"),
-    ]
+    assert [(kind, who) for kind, who, *_ in told(engine)] == [
+        ("outage_began", None), ("outage_ended", None), ("outage_began", None), ("outage_ended", "alice"),
+    ]  # fmt: skip
+    first, lasted, second, again = [why for _, _, why, *_ in told(engine)]
+    assert first == second == "connection refused"
+    assert re.fullmatch("it lasted (9|10)[0-9] s", lasted)
+    assert re.fullmatch("it lasted [0-9] s", again)
 
 
 def test_an_entry_is_written_in_the_transaction_that_it_tells_of(engine: Engine, config: Config) -> None:

@@ -95,14 +95,17 @@ def test_an_outcome_in_hand_is_recorded_when_it_is_back(
 ) -> None:
     """The server took the mail, then the database died; the worker starts nothing more, and forgets nothing."""
 
+    revival = threading.Thread(target=own_postgresql.start)
+
     def die(_mail: Message) -> Result:
         own_postgresql.kill9()
-        threading.Timer(1.0, own_postgresql.start).start()
+        revival.start()
         return SENT
 
     accept(engine, config, "a", "b")
     transport = MemoryTransport([die])
     Drain(engine, config, transport, threading.Event(), lambda: None, SentTogether(engine)).run()
+    revival.join()
     assert [mail.email_id for mail in transport.attempts] == ["a", "b"]
     assert (row(engine, "a").status, row(engine, "b").status) == ("sent", "sent")
     assert reports.violations(engine, config) == []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from sqlalchemy.schema import CreateSchema
 
 from emailsvc.db.models import Base
 from emailsvc.settings import config
+from tests.conftest import started
+from tests.servers import Redis, alive, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,3 +84,22 @@ def _differences(engine: Engine, metadata: object) -> list[object]:
             return list(compare_metadata(context, metadata))
     finally:
         engine.dispose()
+
+
+KILLED = """
+import os
+from tests.servers import Redis
+
+print(Redis().pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_suite_that_is_killed_leaves_no_server_behind(tmp_path: Path) -> None:
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv is not installed here (Debian: util-linux)")
+    started(Redis).close()
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", KILLED], cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    wait_for(lambda: not alive(int(done.stdout)), 20, "the server to end")

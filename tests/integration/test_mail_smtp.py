@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from subprocess import PIPE
 
@@ -252,10 +252,8 @@ def test_starttls_is_used_and_logs_in_behind_it(
 
 
 def test_implicit_tls_is_used(certificate: Certificate) -> None:
-    with Smtpd(tls=certificate.server) as server:
-        transport = SmtpTransport(at(server, "implicit"), context=certificate.trusted)
+    with _over("implicit", certificate) as (_, transport):
         assert [send(transport).outcome for _ in range(3)] == [SENT] * 3
-        transport.close()
 
 
 @pytest.mark.parametrize("tls", ["starttls", "implicit"])
@@ -315,31 +313,31 @@ def test_what_a_server_says_unasked_is_not_charged_to_the_next_mail(
 ) -> None:
     """Said while the connection rests, as mail servers do that close an idle one."""
     said = words.encode() + b"\r\n" * (words != "half a li")
-    with _over(tls, certificate) as server:
-        transport = SmtpTransport(at(server, tls), context=certificate.trusted)
-        server.script("*", Plan("dot", ("250 ok", Later(0.05), said, *[DROP] * closes), taken=True))
+    with _over(tls, certificate) as (server, transport):
         assert send(transport).outcome is SENT
         (session,) = server.sessions
+        server.script("*", Plan("dot", ("250 ok", Later(0.05), said, *[DROP] * closes), taken=True))
+        assert send(transport).outcome is SENT
         server.wait(lambda: session.transport.is_closing() if closes else not session.busy)
         assert send(transport).outcome is SENT
-        assert (server.connections, server.taken) == (2, 2)
-        transport.close()
+        assert (server.connections, server.taken) == (2, 3)
 
 
 @pytest.mark.parametrize("tls", ["none", "starttls", "implicit"])
 def test_a_connection_that_is_quiet_is_kept_over_tls_too(certificate: Certificate, tls: str) -> None:
-    with _over(tls, certificate) as server:
-        transport = SmtpTransport(at(server, tls), context=certificate.trusted)
+    with _over(tls, certificate) as (server, transport):
         assert [send(transport).outcome for _ in range(4)] == [SENT] * 4
         assert server.connections == 1
-        transport.close()
 
 
-def _over(tls: str, certificate: Certificate) -> Smtpd:
-    return Smtpd(
-        tls=certificate.server if tls == "implicit" else None,
-        starttls=certificate.server if tls == "starttls" else None,
-    )
+@contextmanager
+def _over(tls: str, certificate: Certificate) -> Iterator[tuple[Smtpd, SmtpTransport]]:
+    secure = {"implicit": {"tls": certificate.server}, "starttls": {"starttls": certificate.server}}
+    with (
+        Smtpd(**secure.get(tls, {})) as server,
+        closing(SmtpTransport(at(server, tls), context=certificate.trusted)) as transport,
+    ):
+        yield server, transport
 
 
 @pytest.mark.parametrize("words", ["451 4.4.2 Timeout", "554 5.4.2 idle too long"])
@@ -522,7 +520,7 @@ def test_the_message_is_there_when_the_dot_is_announced_and_the_dot_is_not(
 
 def test_a_deadline_before_the_dot_cuts_and_the_server_has_nothing(server: Smtpd, transport: SmtpTransport) -> None:
     assert send(transport).outcome is SENT  # so that connecting takes nothing of the time
-    result = send(transport, timeout=1.0, passing_dot=lambda: time.sleep(1.1))
+    result = send(transport, timeout=0.4, passing_dot=lambda: time.sleep(0.5))
     assert result.outcome is DEFERRED
     assert "deadline" in result.reply
     assert send(transport).outcome is SENT

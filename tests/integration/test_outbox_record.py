@@ -47,9 +47,9 @@ def test_a_deferral_backs_off_twice_as_long_each_time_and_then_is_exhausted(engi
         made = claim(engine, config)
         recorded = record(engine, config, made, DEFERRED)
         wait = (row(engine).next_attempt_at - made.now).total_seconds()
-        assert expected * 0.8 - 0.1 <= wait <= expected * 1.2 + 1
+        assert expected * 0.8 - 0.1 <= wait <= expected * 1.2 + 3
         assert recorded.delay is not None
-        assert abs(recorded.delay - wait) < 1
+        assert abs(recorded.delay - wait) < 3
         assert (row(engine).status, row(engine).attempts) == ("pending", attempt)
         make_due(engine)
     recorded = record(engine, config, claim(engine, config), DEFERRED)

@@ -172,9 +172,11 @@ def test_sweeps_and_workers_at_once_never_release_a_row_that_was_started(engine:
 
     with ThreadPoolExecutor(5) as pool:
         sweepers = [pool.submit(sweep, n) for n in range(2)]
-        for worker in [pool.submit(work, n) for n in range(3)]:
-            worker.result(120)
-        finished.set()
+        try:
+            for worker in [pool.submit(work, n) for n in range(3)]:
+                worker.result(120)
+        finally:
+            finished.set()
         for sweeper in sweepers:
             sweeper.result(30)
     assert len(started) == len(set(started))

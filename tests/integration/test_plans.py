@@ -192,6 +192,10 @@ def page(path: str) -> Operation:
     return lambda grown: grown.get(path)
 
 
+def the_page(grown: Grown) -> None:
+    assert grown.app.test_client().get("/stats", headers={"Accept": "text/html"}).mimetype == "text/html"
+
+
 OPERATIONS: dict[str, Operation] = {
     "webhooks": webhooks,
     "batches": batches,
@@ -205,6 +209,7 @@ OPERATIONS: dict[str, Operation] = {
     "searches": searches,
     "/stats": page("/stats"),
     "/stats/hours": page("/stats/hours"),
+    "the page": the_page,
     "/metrics": page("/metrics"),
     "/readyz": page("/readyz"),
 }

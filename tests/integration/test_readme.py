@@ -36,6 +36,7 @@ from emailsvc.vocabulary import Reason, State
 from emailsvc.wakeups import queue
 from emailsvc.web import ROUTES
 from emailsvc.web.answers import CURSOR
+from tests import documents
 from tests.conftest import started
 from tests.documents import READMES
 from tests.emails import DEFERRED, accept, claim, record
@@ -206,9 +207,8 @@ def show(example: Example, site: Site, folder: Path) -> None:
 def test_every_route_is_described_and_has_an_example() -> None:
     commands = [example.command for example in examples(HTTP)]
     for route in ROUTES:
-        path = re.sub(r"{(dead_letter|action)_id}", "<id>", route.path).replace("{email_id}", "<email_id>")
-        assert f"### `{route.method} {path}`\n" in HTTP
-        pattern = re.escape("$URL") + re.sub(r"\\{\w+\\}", r"[\\w-]+", re.escape(route.path)) + r"[\"?]"
+        assert f"### `{route.method} {documents.shown(route.path)}`\n" in HTTP
+        pattern = re.escape("$URL") + re.sub(r"\\{\w+\\}", r"[\\w.-]+", re.escape(route.path)) + r"[\"?]"
         assert any(re.search(pattern, command) for command in commands), route.path
 
 

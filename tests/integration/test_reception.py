@@ -231,12 +231,14 @@ def test_a_database_killed_in_the_middle_of_groups_keeps_every_202_and_repeats_a
 
     with ThreadPoolExecutor(16) as pool:
         clients = [pool.submit(post, client) for client in range(16)]
-        for _ in range(3):
-            told = len(answers)
-            wait_for(partial(_are_accepted, answers, told), 30, "a hundred webhooks")
-            own_postgresql.kill9()
-            own_postgresql.start()
-        done.set()
+        try:
+            for _ in range(3):
+                told = len(answers)
+                wait_for(partial(_are_accepted, answers, told), 30, "a hundred webhooks")
+                own_postgresql.kill9()
+                own_postgresql.start()
+        finally:
+            done.set()
         for client in clients:
             client.result(30)
     assert {status for _, status in answers} == {202, 503}

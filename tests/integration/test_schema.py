@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -188,17 +189,19 @@ def together(count: int, url: str, folder: Path, how: str) -> list[str]:
     """So many processes do it at the same moment; what each complained of."""
     command = [sys.executable, "-W", "error", "-c", UPGRADE, url, str(folder), how]
     pipe = subprocess.PIPE
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(count)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n", process.communicate()[1]
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    complaints = [process.communicate(timeout=60)[1] for process in processes]
+    with ExitStack() as close:
+        processes = [
+            close.enter_context(subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True))
+            for _ in range(count)
+        ]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n", process.communicate()[1]
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        complaints = [process.communicate(timeout=60)[1] for process in processes]
     return [words for process, words in zip(processes, complaints, strict=True) if process.returncode != 0]
 
 

@@ -103,23 +103,18 @@ def test_a_bad_look_up_is_named(client: FlaskClient, body: object, field: str) -
 RUNNING = {"state": "running", "since": None, "reason": None, "paused": None, "outage": None}
 
 
-def test_stats_are_json_for_curl_and_a_page_for_a_browser(client: FlaskClient, engine: Engine) -> None:
+def test_stats_are_json_for_curl_and_a_page_for_a_browser(client: FlaskClient) -> None:
     client.post("/webhook/email", json=payload())
     client.post("/webhook/email", json=payload())
     stats = client.get("/stats", headers={"Accept": "*/*"}).json
     assert stats is not None
     assert (stats["received"], stats["duplicates"], stats["pending"], stats["dead_letters"]) == (1, 1, 1, 0)
     assert stats["delivery"] == RUNNING
-    dead_letter(client, engine, "<script>alert(1)</script>")
-    client.post("/delivery/pause", json={"reason": "<img src=x>"})
     page = client.get("/stats", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
     assert page.mimetype == "text/html"
-    shown = page.get_data(as_text=True)
-    assert "&lt;script&gt;alert(1)" in shown
-    assert "&lt;b&gt;no reply" in shown
-    assert not re.search(r"<img|<b>|<script>|https?://| on[a-z]+=", shown)
-    (nonce,) = set(re.findall(r'nonce="([^"]+)"', shown))
-    assert f"script-src 'nonce-{nonce}'" in page.headers["Content-Security-Policy"]
+    shown = re.findall(r'id="total-(\w+)"[^>]*>(?:<a[^>]*>)?([0-9,]+)<', page.get_data(as_text=True))
+    assert {name: int(number) for name, number in shown}.items() <= stats.items()
+    assert len(shown) == 10
 
 
 def test_dead_letters_come_in_pages_newest_first(client: FlaskClient, engine: Engine) -> None:
@@ -279,7 +274,7 @@ def test_an_outage_is_ended(client: FlaskClient, engine: Engine, config: Config,
     accept(engine, config)
     record(engine, config, claim(engine, config), OUTAGE)
     assert client.get("/stats").get_json()["delivery"]["reason"] == OUTAGE.reply
-    assert 'data-post="/delivery/end-outage"' in client.get("/stats", headers={"Accept": "text/html"}).text
+    assert 'data-do="POST /delivery/end-outage"' in client.get("/stats", headers={"Accept": "text/html"}).text
     queued = app.extensions["huey"].pending_count()
     assert client.post("/delivery/end-outage").json == {
         "state": "running",

@@ -187,7 +187,7 @@ def test_a_pause_does_not_hide_an_outage(client: FlaskClient, engine: Engine) ->
     assert (both["state"], both["since"], both["reason"]) == ("paused", both["paused"]["since"], "moving")
     assert both["outage"] == outage["outage"]
     page = client.get("/stats", headers={"Accept": "text/html"}).get_data(as_text=True)
-    assert "(moving)" in page
-    assert "(421)" in page
+    assert "<bdi>moving</bdi>" in page
+    assert "<bdi>421</bdi>" in page
     assert "/delivery/resume" in page
     assert "/delivery/end-outage" in page

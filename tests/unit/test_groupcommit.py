@@ -168,7 +168,7 @@ def test_when_the_leader_is_stopped_its_followers_are_answered_and_the_next_goes
 def test_nobody_waits_for_longer_than_it_has(air: Air) -> None:
     """Neither for its turn nor for the transaction that has taken it along; and it is not done after it gave up."""
     first = air.call(1)
-    late, patient = air.call(2, seconds=0.05) + air.call(3)
+    late, patient = air.call(2, seconds=0.5) + air.call(3)
     assert isinstance(late.exception(10), PoolTimeout)
     air.land(0)
     assert first[0].result(10) == "1"
@@ -181,7 +181,7 @@ def test_nobody_waits_for_longer_than_it_has(air: Air) -> None:
 
 def test_who_has_most_time_left_leads_so_that_its_time_is_the_groups(air: Air) -> None:
     first = air.call(1)
-    short, long = air.call(2, seconds=1) + air.call(3)
+    short, long = air.call(2, seconds=2) + air.call(3)
     air.land(0)
     assert isinstance(short.exception(10), PoolTimeout), "it waits for what 3 makes for as long as it has"
     assert air.groups[1] == [2, 3]
