@@ -11,8 +11,9 @@ from emailsvc.db.models import Worker
 from emailsvc.db.snapshots import snapshot
 from emailsvc.db.sqltime import db_in
 from emailsvc.intake.filters import EmailFilter
-from emailsvc.reports.answers import Action, EmailSummary, LetterGroup, Stats
+from emailsvc.reports.answers import Action, EmailSummary, Hour, LetterGroup, Stats
 from emailsvc.reports.groups import letter_groups
+from emailsvc.reports.hourly import hours
 from emailsvc.reports.journal import actions
 from emailsvc.reports.ready import WORKER_SILENT_SECONDS
 from emailsvc.reports.searching import search
@@ -37,6 +38,7 @@ class SeenWorker:
 @dataclass(frozen=True, slots=True)
 class Overview:
     stats: Stats
+    hours: list[Hour]  # the last day
     workers: list[SeenWorker]  # also those that fell silent in the last minutes
     waiting: list[Waiting]
     overdue: list[EmailSummary]  # the longest overdue first
@@ -54,6 +56,7 @@ def read_desk(engine: Engine) -> Overview:
     overdue = any(one.oldest_due_at for one in waits)
     return Overview(
         stats=stats(engine),
+        hours=hours(engine).hours,
         workers=_workers(engine),
         waiting=waits,
         overdue=search(engine, EmailFilter(), order=Order.DUE, limit=MAX_OVERDUE).emails if overdue else [],
