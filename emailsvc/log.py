@@ -34,7 +34,7 @@ EVENTS = {
     "stopped": ("INFO", "an operator stopped an action, with so many dead letters `left`"),
     "paused": ("WARNING", "an operator paused delivery"),
     "resumed": ("WARNING", "an operator resumed delivery"),
-    "outage_began": ("WARNING", "`reason` and `outcome` (`rejected`: a run of refusals) say why, `waiting` how many e-mails are due (counted up to 100,000)"),
+    "outage_began": ("WARNING", "`reason` and `outcome` (`rejected`: a run of refusals) say why, `waiting` how many e-mails are due (counted up to 5,000)"),
     "outage_ended": ("WARNING", "`by` a `probe` or an `operator`, after so many `seconds`"),
     "access_denied": ("WARNING", "a request was answered 401 or 403; the token is masked"),
     "queue_unavailable": ("WARNING", "Redis is away: wake-ups are skipped"),

@@ -27,7 +27,7 @@ from emailsvc.settings import config as configuration
 from emailsvc.settings.config import Config
 from emailsvc.web.refused import EXTENSION
 from tests.databases import Databases
-from tests.servers import MissingServer, PgBouncer, PostgreSQL, Redis
+from tests.servers import MissingServer, PgBouncer, PostgreSQL, Redis, promtool_path
 from tests.smtpd import Smtpd
 from tests.stack import Stack
 
@@ -128,6 +128,12 @@ def started(start: Callable[[], Any]) -> Any:
         if os.environ.get("CI", "").lower() in ("1", "true"):
             pytest.fail(f"{missing}, and in CI nothing may be skipped")
         pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    path: str = started(promtool_path)
+    return path
 
 
 @pytest.fixture(scope="session")

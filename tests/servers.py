@@ -421,3 +421,10 @@ class SmtpSink(_NotAsRoot):
             log.seek(max(0, os.fstat(log.fileno()).st_size - 200))
             counts = re.findall(rb"mesg=(\d+)", log.read())
         return int(counts[-1]) if counts else 0
+
+
+def promtool_path() -> str:
+    path = shutil.which("promtool")
+    if path is None:
+        raise MissingServer("promtool is not installed (Debian: apt-get install prometheus)")
+    return path

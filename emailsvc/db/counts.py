@@ -114,7 +114,10 @@ def read_counts(connection: Connection) -> Counts:
     After the database's clock was set back it is wrong until the next roll-up notices, but never negative.
     """
     marks = read_marks(connection)
-    tally = _tally(connection, marks)
+    return counts_of(connection, marks, read_tally(connection, marks))
+
+
+def counts_of(connection: Connection, marks: Marks, tally: Tally[str]) -> Counts:
     if marks.letters is None:
         rows = read_rows(connection, tally)
         failed, cancelled, letters = rows.failed, rows.cancelled, rows.dead_letters
@@ -166,7 +169,7 @@ def differences(connection: Connection, marks: Marks) -> dict[Kind, int]:
 
     Something that was never counted is likelier than something that was counted twice.
     """
-    tally = _tally(connection, marks)
+    tally = read_tally(connection, marks)
     rows = read_rows(connection, tally)
     lacking: dict[Kind, int] = {"absorbed": rows.absorbed - tally["absorbed"]}
     if marks.letters is not None:
@@ -182,7 +185,7 @@ def _failed(tally: Tally[str]) -> int:
     return tally["given_up"] - tally["replayed"] - tally["delivered"]
 
 
-def _tally(connection: Connection, marks: Marks) -> Tally[str]:
+def read_tally(connection: Connection, marks: Marks) -> Tally[str]:
     """By kind, and how many are being sent, of which there are never more than workers can hold."""
     since = {kind: what.since(marks.mail) for kind, what in MAIL.items()}
     if marks.letters is not None:

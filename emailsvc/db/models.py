@@ -272,6 +272,7 @@ class Switch(Base):
     rolled_up_to: Mapped[datetime] = mapped_column(UtcDateTime)  # what was before it is in the counters
     letters_rolled_up_to: Mapped[datetime | None] = mapped_column(UtcDateTime)  # the same for dead letters
     totals_up_to: Mapped[datetime | None] = mapped_column(UtcDateTime)  # counters of hours before it are summed up
+    swept_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # when a sweep last came to its end
 
     __table_args__ = (
         CheckConstraint("id = 1", name="ck_switch_single"),

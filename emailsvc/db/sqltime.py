@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Dialect, TypeDecorator
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
-from sqlalchemy.types import DateTime
+from sqlalchemy.types import DateTime, Float
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -57,6 +57,13 @@ class db_hour(FunctionElement[datetime]):
     inherit_cache = True
 
 
+class seconds_between(FunctionElement[float]):
+    """From the first time to the second."""
+
+    type = Float()
+    inherit_cache = True
+
+
 @compiles(db_now, "postgresql")
 def _now_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
     return "statement_timestamp()"
@@ -87,3 +94,15 @@ def _hour_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
 @compiles(db_hour, "sqlite")
 def _hour_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
     return f"strftime('%Y-%m-%d %H:00:00.000000', {compiler.process(element.clauses, **kw)})"
+
+
+@compiles(seconds_between, "postgresql")
+def _between_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
+    start, end = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"CAST(extract(epoch FROM {end} - {start}) AS double precision)"
+
+
+@compiles(seconds_between, "sqlite")
+def _between_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
+    start, end = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"((julianday({end}) - julianday({start})) * 86400.0)"

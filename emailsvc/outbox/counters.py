@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, FromClause, SmallInteger, bindparam, select
+from sqlalchemy import Connection, Engine, FromClause, SmallInteger, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from emailsvc.db.counts import REFUSED, TOTAL_OF, TOTALS, Kind
@@ -29,14 +29,9 @@ _THIS_HOUR = db_hour(db_now())
 _ADD = {"postgresql": _summing(postgresql.insert(Counter)), "sqlite": _summing(sqlite.insert(Counter))}
 
 
-def add_to_counter(
-    connection: Connection, kind: Kind, value: int, hour: datetime | ColumnElement[Any] | None = None
-) -> None:
-    """Last in its transaction: a counter row is shared by many, so it is locked for as short as can be.
-
-    Without ``hour`` it is the current one. With it, the caller alone counts that kind: one row is enough.
-    """
-    _add(connection, kind, value, _THIS_HOUR if hour is None else hour, any_shard() if hour is None else 0)
+def add_to_counter(connection: Connection, kind: Kind, value: int) -> None:
+    """To this hour. Last in its transaction: a counter row is shared, so it is locked for as short as can be."""
+    _add(connection, kind, value)
 
 
 def add_to_counters(connection: Connection, values: Mapping[Kind, int]) -> None:
@@ -51,19 +46,26 @@ def count_refused(engine: Engine, counts: Mapping[str, int]) -> None:
 
     def add(connection: Connection) -> None:
         for code in sorted(counts):
-            _add(connection, f"{REFUSED}{code}", counts[code], _THIS_HOUR, any_shard())
+            _add(connection, f"{REFUSED}{code}", counts[code])
 
     in_transaction(engine, add)
 
 
-def _add(connection: Connection, kind: str, value: int, hour: datetime | ColumnElement[Any], shard: int) -> None:
-    values = {"hour": hour, "kind": kind, "shard": shard, "value": value}
+def _add(connection: Connection, kind: str, value: int) -> None:
+    values = {"hour": _THIS_HOUR, "kind": kind, "shard": any_shard(), "value": value}
     connection.execute(_ADD[connection.dialect.name].values(**values))
 
 
-def add_to_total(connection: Connection, kind: str, value: int) -> None:
+def add_rolled_up(connection: Connection, hour: datetime, counts: Mapping[str, int]) -> None:
+    """For a caller who alone counts these kinds: one row of each is enough."""
+    rows = [{"hour": hour, "kind": kind, "shard": 0, "value": counts[kind]} for kind in sorted(counts) if counts[kind]]
+    if rows:
+        connection.execute(_ADD[connection.dialect.name], rows)
+
+
+def add_to_totals(connection: Connection, counts: Mapping[str, int]) -> None:
     """To what the hours before last add up to."""
-    _add(connection, f"{TOTAL_OF}{kind}", value, TOTALS, 0)
+    add_rolled_up(connection, TOTALS, {f"{TOTAL_OF}{kind}": value for kind, value in counts.items()})
 
 
 def adding(seen: FromClause) -> Any:

@@ -21,7 +21,7 @@ from emailsvc.outbox.transaction import in_transaction
 from emailsvc.settings.config import Config
 from emailsvc.vocabulary import Reason, Status
 
-MAX_WAITING = 100_000
+MAX_WAITING = 5_000
 """Counted no further when an outage begins."""
 
 

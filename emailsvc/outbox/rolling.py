@@ -9,7 +9,8 @@ roll-up itself. What is not passed is counted row by row, so the less of it the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -18,23 +19,12 @@ from sqlalchemy import Connection, Engine, delete, select, text, update
 from sqlalchemy import func as sql
 from sqlalchemy.orm import InstrumentedAttribute
 
-from emailsvc.db.counts import (
-    HOUR,
-    LETTERS,
-    MAIL,
-    TOTALS,
-    UNDATED,
-    Countable,
-    Kind,
-    Marks,
-    differences,
-    hour_of,
-    read_marks,
-)
+from emailsvc.db.counts import HOUR, TOTALS, UNDATED, Marks, differences, hour_of, read_marks
+from emailsvc.db.details import LETTER_KINDS, MAIL_KINDS, count_letters, count_mail, reasons_lacking
 from emailsvc.db.models import Counter, Switch
 from emailsvc.db.snapshots import snapshot
 from emailsvc.db.sqltime import UtcDateTime, db_in
-from emailsvc.outbox.counters import add_to_counter, add_to_total
+from emailsvc.outbox.counters import add_rolled_up, add_to_totals
 from emailsvc.outbox.transaction import in_transaction
 
 log = logging.getLogger("emailsvc.outbox")
@@ -66,11 +56,24 @@ FROM pg_stat_activity WHERE datname = current_database() AND usesysid IS NOT NUL
 """).columns(settled=UtcDateTime)
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What is counted up to a mark."""
+
+    mark: InstrumentedAttribute[Any]
+    kinds: list[str]
+    count: Callable[[Connection, datetime, datetime], Mapping[str, int]]
+
+
+_MAIL = _Part(Switch.rolled_up_to, MAIL_KINDS, count_mail)
+_LETTERS = _Part(Switch.letters_rolled_up_to, LETTER_KINDS, count_letters)
+
+
 def roll_up(engine: Engine) -> None:
     """Move both marks to where everything is settled. Safe to run at once, also beside the steps of an hour that a
     release before 0003 takes from wherever ``rolled_up_to`` is. Raises the database's errors."""
-    for mark, kinds in ((Switch.rolled_up_to, MAIL), (Switch.letters_rolled_up_to, LETTERS)):
-        while in_transaction(engine, partial(_step, mark=mark, kinds=kinds)):
+    for part in (_MAIL, _LETTERS):
+        while in_transaction(engine, partial(_step, part=part)):
             pass
 
 
@@ -83,41 +86,34 @@ def settled_until(connection: Connection) -> datetime:
     return until
 
 
-def _step(connection: Connection, mark: InstrumentedAttribute[Any], kinds: Mapping[Kind, Countable]) -> bool:
+def _step(connection: Connection, part: _Part) -> bool:
     """Count up to the end of one hour at most; True when there is more to count."""
+    mark = part.mark
     settled, start = settled_until(connection), connection.execute(select(mark)).scalar_one()
     if start is None:
         return False
     if start > settled and start > connection.execute(select(db_in(-MARGIN_SECONDS))).scalar_one():
-        return _count_anew(connection, mark, start, hour_of(settled) - HOUR, kinds)
+        return _count_anew(connection, part, start, hour_of(settled) - HOUR)
     if (settled - start).total_seconds() < MIN_STEP_SECONDS:
         return False
     hour = hour_of(start)
     end = min(settled, hour + HOUR)
-    counts = {kind: connection.execute(what.since(start, end)).scalar_one() for kind, what in kinds.items()}
+    counts = part.count(connection, start, end)
     moved = connection.execute(update(Switch).where(mark == start).values({mark: end}))
     if moved.rowcount == 0:  # another worker counted it
         return False
-    for kind, value in counts.items():
-        if value:
-            add_to_counter(connection, kind, value, hour)
+    add_rolled_up(connection, hour, counts)
     return end < settled
 
 
-def _count_anew(
-    connection: Connection,
-    mark: InstrumentedAttribute[Any],
-    start: datetime,
-    back: datetime,
-    kinds: Mapping[Kind, Countable],
-) -> bool:
+def _count_anew(connection: Connection, part: _Part, start: datetime, back: datetime) -> bool:
     """The database's clock was set back: no mark is ever set so late. What was counted and what was stamped since
     cannot be told apart by time, so the hours from ``back`` on are counted again, and all hours summed up again.
     """
-    turned = {mark: back, Switch.totals_up_to: None}
-    if connection.execute(update(Switch).where(mark == start).values(turned)).rowcount == 0:
+    turned = {part.mark: back, Switch.totals_up_to: None}
+    if connection.execute(update(Switch).where(part.mark == start).values(turned)).rowcount == 0:
         return False
-    recounted = (Counter.hour >= back) & Counter.kind.in_(list(kinds))
+    recounted = (Counter.hour >= back) & Counter.kind.in_(part.kinds)
     connection.execute(delete(Counter).where((Counter.hour == TOTALS) | recounted))
     return True
 
@@ -134,13 +130,14 @@ def close_hours(engine: Engine) -> None:
         if marks.totals is not None and closed <= marks.totals:
             return
         after = Marks(marks.mail, marks.letters or settled, closed)
-        lacking = differences(connection, after._replace(totals=marks.totals))
+        counted = after._replace(totals=marks.totals)
+        lacking = differences(connection, counted) | reasons_lacking(connection, counted)
     closing = partial(_close, before=marks, after=after, lacking=lacking)
     if in_transaction(engine, closing) and lacking and marks.letters is not None:
         log.error("counters_corrected", extra={"fields": dict(lacking)})
 
 
-def _close(connection: Connection, before: Marks, after: Marks, lacking: Mapping[Kind, int]) -> bool:
+def _close(connection: Connection, before: Marks, after: Marks, lacking: Mapping[str, int]) -> bool:
     values = {"letters_rolled_up_to": after.letters, "totals_up_to": after.totals}
     guard = Switch.totals_up_to.is_not_distinct_from(before.totals)
     guard &= Switch.rolled_up_to >= before.mail  # or the clock was set back meanwhile
@@ -151,9 +148,7 @@ def _close(connection: Connection, before: Marks, after: Marks, lacking: Mapping
     kinds = select(Counter.kind, sql.sum(Counter.value)).group_by(Counter.kind)
     start = Counter.hour > TOTALS if before.totals is None else Counter.hour >= before.totals
     closed = kinds.where(start, Counter.hour < after.totals).order_by(Counter.kind)
-    for kind, value in connection.execute(closed).all():
-        add_to_total(connection, kind, int(value))
-    for kind, lack in lacking.items():
-        add_to_counter(connection, kind, lack, UNDATED)
-        add_to_total(connection, kind, lack)
+    sums = {kind: int(value) for kind, value in connection.execute(closed)}
+    add_rolled_up(connection, UNDATED, lacking)
+    add_to_totals(connection, {kind: sums.get(kind, 0) + lacking.get(kind, 0) for kind in {*sums, *lacking}})
     return True

@@ -78,7 +78,12 @@ def sweep(engine: Engine, config: Config, stopping: Event | None = None) -> Swep
     repair.in_chunks("outage limit", unreachable)
     repair.apart("roll-up", roll_up)
     repair.apart("counters", close_hours)
+    repair.once("time of the sweep", _note_the_time)
     return swept
+
+
+def _note_the_time(connection: Connection) -> int:
+    return connection.execute(update(Switch).values(swept_at=db_now())).rowcount
 
 
 def retain(engine: Engine, config: Config, swept: Swept, stopping: Event | None = None) -> None:

@@ -76,6 +76,7 @@ class Hour(msgspec.Struct):
     sent: Count
     failed: Count
     cancelled: Count
+    absorbed: Count
     failed_attempts: Count
 
 

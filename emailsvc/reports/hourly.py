@@ -42,6 +42,7 @@ def _answer(hour: datetime, tally: Mapping[str, int]) -> Hour:
         mismatches=tally.get("mismatches", 0),
         sent=tally.get("sent", 0),
         failed=tally.get("given_up", 0),
-        cancelled=tally.get("cancelled", 0),
+        cancelled=tally.get("cancelled", 0) - tally.get("absorbed", 0),
+        absorbed=tally.get("absorbed", 0),
         failed_attempts=tally.get("failed_attempts", 0),
     )

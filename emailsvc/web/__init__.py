@@ -19,6 +19,7 @@ from emailsvc.web import (
     desk,
     emails,
     health,
+    metrics,
     openapi,
     page,
     problems,
@@ -37,7 +38,8 @@ ON_EVERY_ANSWER = {
 }
 """It is about somebody's e-mail, so nothing caches, frames or guesses it."""
 BLUEPRINTS = tuple(
-    module.blueprint for module in (webhook, emails, stats, deadletters, delivery, actions, desk, health, openapi)
+    module.blueprint
+    for module in (webhook, emails, stats, deadletters, delivery, actions, desk, health, metrics, openapi)
 )
 ROUTES = tuple(route for blueprint in BLUEPRINTS for route in blueprint.table)
 

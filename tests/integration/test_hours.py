@@ -20,7 +20,9 @@ from tests.emails import DEFERRED, REJECTED, SENT, accept, claim, record, rows, 
 from tests.factories import new_email
 from tests.webkit import ON_SQLITE, StrictClient
 
-NOTHING = dict.fromkeys(("received", "duplicates", "mismatches", "sent", "failed", "cancelled", "failed_attempts"), 0)
+NOTHING = dict.fromkeys(
+    ("received", "duplicates", "mismatches", "sent", "failed", "cancelled", "absorbed", "failed_attempts"), 0
+)
 
 
 @pytest.fixture
@@ -52,10 +54,12 @@ def happen(engine: Engine, config: Config) -> None:
     outbox.cancel(engine, "e")
     accept(engine, config, "a", "a")
     outbox.accept(engine, new_email("a", subject="Other"), config)
+    accept(engine, config, "f", "g", user="ada@example.com", dedupe_key="order-1", dedupe_window_seconds=600)
 
 
 HAPPENED = {
-    "received": 5, "duplicates": 2, "mismatches": 1, "sent": 1, "failed": 1, "cancelled": 1, "failed_attempts": 2,
+    "received": 7, "duplicates": 2, "mismatches": 1, "sent": 1, "failed": 1, "cancelled": 1, "absorbed": 1,
+    "failed_attempts": 2,
 }  # fmt: skip
 
 
@@ -92,8 +96,8 @@ def test_each_kind_is_told_before_and_after_it_is_rolled_up(
         monkeypatch.setattr(rolling, name, 0.0)
     outbox.sweep(engine, config)
     assert added(by_hour(client, since)) == HAPPENED
-    accept(engine, config, "f")
-    assert added(by_hour(client, since))["received"] == 6
+    accept(engine, config, "h")
+    assert added(by_hour(client, since))["received"] == 8
 
 
 def added(hours: list[dict[str, Any]]) -> dict[str, int]:

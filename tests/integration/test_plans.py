@@ -215,17 +215,7 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
-GROWERS = {
-    "outages": "what waits is counted once, when an outage begins, up to 100,000",
-}
-
-
-def _known(name: str) -> Any:
-    reason = GROWERS.get(name)
-    return pytest.param(name, marks=pytest.mark.xfail(reason=reason, strict=True) if reason else ())
-
-
-@pytest.mark.parametrize("name", [_known(name) for name in OPERATIONS])
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_no_statement_reads_more_of_a_database_that_has_grown(databases: list[Grown], name: str) -> None:
     small, large = (database.plans(OPERATIONS[name]) for database in databases)
     assert small, "auto_explain has noted nothing"
