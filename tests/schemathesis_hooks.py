@@ -49,14 +49,21 @@ def _is_a_filter(body: dict[str, Any]) -> bool:
         _times_are_in_order(body, "since", "until")
         and (body.get("error") is None or state == "failed")
         and (body.get("priority") is None or state == "pending")
-        and (body.get("order") != "due" or state in (None, "pending"))
+        and (state in (None, "absorbed") or not (body.get("first_unsent") or body.get("duplicate_of") is not None))
+        and (body.get("order") != "due" or (state in (None, "pending") and not _is_about_absorbed(body)))
         and body.get("cursor") is None
     )
 
 
 def _names_something(body: dict[str, Any]) -> bool:
+    if _is_about_absorbed(body):
+        return bool(body.get("first_unsent"))
     named = any(body.get(name) is not None for name in ("user", "state", "since", "until"))
     return body.get("state") in (None, "pending") and (named or bool(body.get("dry_run")))
+
+
+def _is_about_absorbed(body: dict[str, Any]) -> bool:
+    return body.get("state") == "absorbed" or bool(body.get("first_unsent")) or body.get("duplicate_of") is not None
 
 
 def _names_letters(body: dict[str, Any]) -> bool:

@@ -21,6 +21,8 @@ FILTER = (
     click.option("--until", help="and before"),
     click.option("--error", help="with the state failed: a part of the last error"),
     click.option("--priority", type=click.Choice([priority.value for priority in Priority]), help="of what is pending"),
+    click.option("--duplicate-of", metavar="EMAIL_ID", help="absorbed by this one"),
+    click.option("--first-unsent", is_flag=True, default=None, help="absorbed, and the first one was not sent"),
 )
 
 
@@ -30,7 +32,7 @@ def filtered(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _chosen(given: Mapping[str, str | None]) -> EmailFilter:
+def _chosen(given: Mapping[str, str | bool | None]) -> EmailFilter:
     return convert({name: value for name, value in given.items() if value is not None}, EmailFilter)
 
 
@@ -47,7 +49,7 @@ def emails() -> None:
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True)
 @click.option("--cursor", help="next_cursor of the page before")
 @json_
-def list_(order: str, limit: int, cursor: str | None, **given: str | None) -> None:
+def list_(order: str, limit: int, cursor: str | None, **given: str | bool | None) -> None:
     """Find them, newest first or by when they are due."""
     page = reports.search(service().engine, _chosen(given), order=Order(order), limit=limit, cursor=cursor)
     show_page(page.emails, page, page.next_cursor)
@@ -66,8 +68,11 @@ def show_(email_id: str) -> None:
 @click.option("--limit", type=click.IntRange(1, 10_000), default=1000, show_default=True)
 @click.option("--dry-run", is_flag=True, help="only say how many")
 @as_
-def send(email_id: str | None, limit: int, dry_run: bool, who: str, **given: str | None) -> None:
-    """Make one due at once, or those pending that match; `--state pending` is all of them."""
+def send(email_id: str | None, limit: int, dry_run: bool, who: str, **given: str | bool | None) -> None:
+    """Make one due at once, or those pending that match; `--state pending` is all of them.
+
+    With `--first-unsent`: what was absorbed as a duplicate of an e-mail that was not sent.
+    """
     if email_id is None:
         _send_many(_chosen(given), limit, dry_run, who)
     elif dry_run or any(given.values()):

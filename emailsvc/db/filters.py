@@ -45,6 +45,8 @@ def matches(wanted: EmailFilter, of: Any = Email) -> Iterator[ColumnElement[bool
     yield from in_time(wanted, of)
     if wanted.state is not None:
         yield from is_in(wanted.state, of)
+    if wanted.duplicate_of is not None:
+        yield of.duplicate_of == wanted.duplicate_of
     if wanted.error is not None:
         yield of.last_error.icontains(wanted.error, autoescape=True)
     if wanted.priority is not None:

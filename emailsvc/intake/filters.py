@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from emailsvc.errors import InvalidPayload
 from emailsvc.intake import addresses
-from emailsvc.intake.payload import Address, Moment
+from emailsvc.intake.payload import Address, EmailId, Moment
 from emailsvc.vocabulary import Priority, State
 
 MAX_CONTAINED = 200
@@ -34,6 +34,12 @@ class EmailFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     until: Moment | None = None
     error: Contained | None = None
     priority: Priority | None = None
+    duplicate_of: EmailId | None = None
+    first_unsent: Annotated[bool, Meta(description="What was absorbed, and its first one was not sent.")] | None = None
+
+    @property
+    def is_about_absorbed(self) -> bool:
+        return self.state is State.ABSORBED or self.duplicate_of is not None or bool(self.first_unsent)
 
     def check(self) -> None:
         """Raises InvalidPayload for what the declarations cannot say."""
@@ -46,6 +52,10 @@ class EmailFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             self._goes_only_with(State.FAILED, "error")
         if self.priority is not None:
             self._goes_only_with(State.PENDING, "priority")
+        if self.duplicate_of is not None:
+            addresses.one_line(self.duplicate_of, "duplicate_of")
+        if self.is_about_absorbed and self.state is not None:
+            self._goes_only_with(State.ABSORBED, "first_unsent" if self.first_unsent else "duplicate_of")
 
     def _goes_only_with(self, state: State, field: str) -> None:
         if self.state is not state:

@@ -18,14 +18,21 @@ _MAYBE_SENT = ("maybe_sent", "An earlier attempt may have reached the mail serve
 
 
 def cancel(engine: Engine, email_id: str, *, who: str | None = None) -> None:
-    """``pending → cancelled``; again is fine. Raises NotFound, or Conflict saying which state forbids it."""
+    """``pending → cancelled``, and what was absorbed for good; again is fine.
+
+    Raises NotFound, or Conflict saying which state forbids it.
+    """
     with engine.begin() as connection:
         if moves.cancel(connection, email_id):
             actions.note(connection, ActionKind.CANCELLED, who, asked={"email_id": email_id}, count=1)
             return
         found = connection.execute(
-            select(Email.status, Email.maybe_sent).where(Email.email_id == email_id).with_for_update()
+            select(Email.status, Email.maybe_sent, Email.duplicate_of)
+            .where(Email.email_id == email_id)
+            .with_for_update()
         ).first()
+        if found is not None and found.duplicate_of is not None and moves.drop(connection, email_id):
+            actions.note(connection, ActionKind.CANCELLED, who, asked={"email_id": email_id}, count=1)
     if found is None:
         raise NotFound(f"There is no e-mail with the id {email_id!r}.")
     if found.status == Status.PENDING and not found.maybe_sent:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from sqlalchemy import ColumnElement, Connection, Engine, func, select
 
 from emailsvc.clock import utcnow
+from emailsvc.db.absorbed import FIRST, IS_ABSORBED, IS_ITS_FIRST
 from emailsvc.db.counts import differences, read_marks
-from emailsvc.db.models import DeadLetter, Email, has_status
+from emailsvc.db.models import DeadLetter, Email, Window, has_status
 from emailsvc.db.snapshots import snapshot
 from emailsvc.db.sqltime import db_in
 from emailsvc.settings.config import Config
@@ -27,7 +28,7 @@ def violations(engine: Engine, config: Config) -> list[str]:
     pending = (has_status(Status.PENDING), Email.next_attempt_at.is_(None))
     with snapshot(engine) as connection:
         wrong = [*_broken(connection, "pending without a due time", *pending), *_stuck(connection, config)]
-        wrong += _letters(connection)
+        wrong += [*_letters(connection), *_duplicates(connection)]
         for kind, lack in differences(connection, read_marks(connection)).items():
             wrong.append(f"the counter of {kind} lacks {lack}, as the rows tell")
     return wrong
@@ -60,6 +61,17 @@ def _letters(connection: Connection, ids: range | None = None) -> Iterator[str]:
         alive += [DeadLetter.email >= ids.start, DeadLetter.email < ids.stop]
     yield from _broken(connection, "failed without an unresolved or discarded dead letter", *failed)
     yield from _broken(connection, "with an unresolved dead letter are not failed", *alive)
+
+
+def _duplicates(connection: Connection) -> Iterator[str]:
+    first = select(FIRST.id).where(IS_ITS_FIRST).exists()
+    opened = select(Window.key).where(Window.email == Email.id).exists()
+    yield from _broken(
+        connection, "duplicates of others are not cancelled", IS_ABSORBED, Email.status != Status.CANCELLED
+    )
+    held = (IS_ABSORBED, Email.scrubbed_at.is_(None), ~first)
+    yield from _broken(connection, "kept as duplicates of one that is gone", *held)
+    yield from _broken(connection, "duplicates of others hold a window", IS_ABSORBED, opened)
 
 
 def _broken(connection: Connection, what: str, *condition: ColumnElement[bool]) -> Iterator[str]:

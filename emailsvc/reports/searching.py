@@ -18,6 +18,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, func, or_, select, union_all
 
 from emailsvc.clock import EPOCH, MICROSECOND
+from emailsvc.db.absorbed import IS_FIRST_UNSENT
 from emailsvc.db.filters import has_priority, in_time, is_for, matches
 from emailsvc.db.models import Email, has_status
 from emailsvc.db.snapshots import snapshot
@@ -47,6 +48,8 @@ def search(
 ) -> EmailPage:
     """One page, and the cursor of the next (None at the end). Raises InvalidPayload."""
     wanted.check()
+    if wanted.is_about_absorbed:
+        wanted = msgspec.structs.replace(wanted, state=State.ABSORBED)
     if order is Order.DUE:
         wanted = _pending(wanted)
     key = _fingerprint(wanted, order)
@@ -162,11 +165,15 @@ def _page(connection: Connection, walk: _Walk) -> tuple[list[Found], Place | Non
 
 def _source(connection: Connection, walk: _Walk) -> _Source:
     wanted = walk.wanted
-    if wanted.user is not None:
-        return _all(is_for(wanted.user))
+    if wanted.user is not None or wanted.first_unsent:
+        return _all(
+            *([is_for(wanted.user)] if wanted.user else []), *([IS_FIRST_UNSENT] if wanted.first_unsent else [])
+        )
     if wanted.state is None:
         return walk.along(*in_time(wanted))
     has_times = wanted.since is not None or wanted.until is not None
+    if wanted.duplicate_of is not None:
+        return walk.along(Email.duplicate_of == wanted.duplicate_of, asks_more=has_times)
     if wanted.state in (State.CANCELLED, State.ABSORBED):
         return walk.along(has_status(Status.CANCELLED), asks_more=True)
     in_state = has_status(Status(wanted.state))
@@ -183,9 +190,9 @@ def _source(connection: Connection, walk: _Walk) -> _Source:
     return walk.along(*in_time(wanted), asks_more=True)
 
 
-def _all(which: ColumnElement[bool]) -> _Source:
+def _all(*which: ColumnElement[bool]) -> _Source:
     """By the index of just these: the offset keeps a planner from walking along another in the order of the page."""
-    return _Source(_ASKED.where(which).offset(0))
+    return _Source(_ASKED.where(*which).offset(0))
 
 
 def _are_few(connection: Connection, which: ColumnElement[bool]) -> bool:

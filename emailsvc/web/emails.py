@@ -88,7 +88,10 @@ def send_many(body: SendRequest) -> SendManyAnswer:
 
 @blueprint.declare(
     "POST", "/emails/{email_id}/send", "operator", "Make a pending e-mail due at once",
-    codes=("not_found", "already_sent", "sending", "failed", "cancelled", "maybe_sent", "scheduled"),
+    codes=(
+        "not_found", "already_sent", "sending", "failed", "cancelled", "maybe_sent", "scheduled", "absorbed",
+        "content_gone",
+    ),
 )  # fmt: skip
 def send(email_id: str) -> SendAnswer:
     due = outbox.send_now(service().engine, email_id, who=auth.operator_name())

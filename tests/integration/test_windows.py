@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import Engine, event, update
+from sqlalchemy import Engine, Update, event, update
 
 from emailsvc import outbox, reports
 from emailsvc.db import direct
 from emailsvc.db.models import DeadLetter, Email, StoredAttachment, Window
 from emailsvc.db.sqltime import db_in
 from emailsvc.intake.payload import NewEmail
-from emailsvc.outbox import Accepted
+from emailsvc.outbox import Accepted, expediting
 from emailsvc.settings.config import Config
-from tests.emails import DEFERRED, REJECTED, SENT, UNCERTAIN, claim, go_back, record, row, rows
+from tests.emails import DEFERRED, REJECTED, SENT, UNCERTAIN, claim, go_back, move, record, row, rows
 from tests.factories import new_email, payload
 from tests.storm import Storm
 from tests.webkit import ON_SQLITE, StrictClient
@@ -277,6 +277,150 @@ def test_after_a_first_one_that_ended_unsent_content_is_kept_as_long_as_any_othe
     stats = reports.stats(engine)
     assert (stats.received, stats.absorbed, stats.cancelled) == (2, 1, 1)
     assert reports.violations(engine, config) == []
+
+
+# Sending what an unsent first one had absorbed
+
+
+def test_what_an_unsent_first_one_had_absorbed_is_sent_by_its_id(
+    app: Flask, client: FlaskClient, engine: Engine, config: Config
+) -> None:
+    post(engine, config, "a", "b", "c", expires_at="2090-01-01T00:00:00Z")
+    outbox.cancel(engine, "a")
+    move(engine, 100 * 365 * 86_400, "expires_at", email_id="b")
+    queued = app.extensions["huey"].pending_count()
+    first = client.post("/emails/b/send").get_json()
+    assert (first["email_id"], first["state"]) == ("b", "pending")
+    assert app.extensions["huey"].pending_count() == queued + 1, "the workers are woken"
+    assert client.post("/emails/b/send").get_json() == first, "a second click changes nothing"
+    assert (row(engine, "b").duplicate_of, row(engine, "b").final_at, row(engine, "b").expires_at) == (None, None, None)
+    stats = reports.stats(engine)
+    assert (stats.received, stats.pending, stats.absorbed, stats.cancelled) == (3, 1, 1, 1)
+    assert reports.violations(engine, config) == []
+    made = claim(engine, config)
+    assert [(one.email_id, one.content and one.content.body) for one in made.rows] == [("b", "Text")]
+    record(engine, config, made, SENT)
+    assert verdicts(post(engine, config, "b", expires_at=None)) == [("b", "duplicate", None)]
+    assert [one["kind"] for one in client.get("/actions").get_json()["actions"]] == ["made_due", "cancelled"]
+
+
+def test_what_an_unsent_first_one_had_absorbed_is_listed_and_sent_by_the_filter(
+    client: FlaskClient, engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expediting, "CHUNK", 2)
+    post(engine, config, "a", *"bcde")
+    post(engine, config, "z", "y", user="bob@example.com")
+    assert listed(client, first_unsent=True) == []
+    outbox.cancel(engine, "a")
+    assert listed(client, first_unsent=True) == [*"edcb"]
+    assert listed(client, first_unsent=True, user="ADA@example.com") == [*"edcb"]
+    assert listed(client, first_unsent=True, user="bob@example.com") == []
+    assert listed(client, duplicate_of="a") == [*"edcb"]
+    assert listed(client, duplicate_of="z", state="absorbed") == ["y"]
+    assert listed(client, duplicate_of="z", until="2020-01-01T00:00:00Z") == []
+    counts = {"matching": 4, "made_due": 3, "already_due": 0, "scheduled": 0, "uncertain_left_out": 0}
+    wanted = {"first_unsent": True, "limit": 3}
+    assert client.post("/emails/send", json=wanted | {"dry_run": True}).get_json() == counts
+    assert client.post("/emails/send", json=wanted).get_json() == counts
+    assert listed(client, first_unsent=True) == ["e"]
+    assert client.post("/emails/send", json={"first_unsent": True}).get_json() == counts | {
+        "matching": 1,
+        "made_due": 1,
+    }
+    assert sorted(one.email_id for one in claim(engine, config).rows) == [*"bcdez"]
+    assert reports.violations(engine, config) == []
+
+
+def listed(client: FlaskClient, **wanted: Any) -> list[str]:
+    answer = client.post("/emails/search", json=wanted).get_json()
+    return [one["email_id"] for one in answer["emails"]]
+
+
+@pytest.mark.parametrize("how", HELD)
+def test_what_was_absorbed_is_not_sent_while_its_first_one_was_or_may_be(
+    client: FlaskClient, engine: Engine, config: Config, how: str
+) -> None:
+    post(engine, config, "a", "b")
+    HELD[how](engine, config)
+    answer = client.post("/emails/b/send")
+    assert (answer.status_code, answer.get_json()["code"]) == (409, "absorbed")
+    assert listed(client, first_unsent=True) == []
+    assert client.post("/emails/send", json={"first_unsent": True}).get_json()["made_due"] == 0
+    assert row(engine, "b").status == "cancelled"
+
+
+def test_an_erased_or_scrubbed_duplicate_has_nothing_to_send(
+    client: FlaskClient, engine: Engine, config: Config
+) -> None:
+    post(engine, config, "a", "b")
+    outbox.erase(engine, "ADA@example.com")
+    assert (row(engine, "b").recipient, row(engine, "b").body, row(engine, "b").duplicate_of) == (None, None, "a")
+    assert client.post("/emails/b/send").get_json()["code"] == "content_gone"
+    assert listed(client, first_unsent=True) == []
+
+
+def test_a_replay_of_an_expired_first_one_takes_the_choice_back(
+    client: FlaskClient, engine: Engine, config: Config
+) -> None:
+    post(engine, config, "a", "b")
+    expire(engine, config)
+    assert listed(client, first_unsent=True) == ["b"]
+    outbox.replay(engine, rows(engine, DeadLetter)[0].id)
+    assert listed(client, first_unsent=True) == []
+    assert verdicts(post(engine, config, "c")) == [("c", "absorbed", "a")], "its window is not over, and was not taken"
+
+
+def test_what_was_absorbed_can_be_cancelled_for_good(client: FlaskClient, engine: Engine, config: Config) -> None:
+    post(engine, config, "a", "b", "c")
+    for _ in range(2):
+        assert client.delete("/emails/b").get_json() == {"email_id": "b", "state": "cancelled"}
+    outbox.cancel(engine, "a")
+    assert listed(client, first_unsent=True) == ["c"]
+    assert listed(client, state="cancelled") == ["b", "a"]
+    assert client.post("/emails/b/send").get_json()["code"] == "cancelled"
+    stats = reports.stats(engine)
+    assert (stats.received, stats.absorbed, stats.cancelled) == (3, 1, 2)
+    assert reports.violations(engine, config) == []
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    ("path", "wanted", "code", "field"),
+    [
+        ("search", {"first_unsent": True, "state": "pending"}, "invalid_field", "first_unsent"),
+        ("search", {"duplicate_of": "a", "state": "sent"}, "invalid_field", "duplicate_of"),
+        ("search", {"duplicate_of": "a\n"}, "invalid_field", "duplicate_of"),
+        ("search", {"first_unsent": True, "order": "due"}, "invalid_field", "order"),
+        ("search", {"first_unsent": "yes"}, "invalid_field", "first_unsent"),
+        ("send", {"state": "absorbed"}, "missing_field", "first_unsent"),
+        ("send", {"duplicate_of": "a"}, "missing_field", "first_unsent"),
+        ("send", {"first_unsent": False}, "missing_field", "state"),
+    ],
+)
+def test_a_bad_choice_of_duplicates_is_named(
+    client: FlaskClient, path: str, wanted: dict[str, Any], code: str, field: str
+) -> None:
+    answer = client.post(f"/emails/{path}", json=wanted).get_json()
+    assert (answer["status"], answer["code"], answer["field"]) == (400, code, field)
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (update(Email).where(Email.email_id == "b").values(status="failed"), "duplicates of others are not cancelled"),
+        (update(Email).where(Email.email_id == "a").values(email_id="z"), "kept as duplicates of one that is gone"),
+        (update(Window).values(email=2), "duplicates of others hold a window"),
+        (update(Email).where(Email.email_id == "b").values(duplicate_of=None), "the counter of absorbed lacks -1"),
+    ],
+)
+def test_the_invariant_sees_what_no_window_may_leave_behind(
+    engine: Engine, config: Config, broken: Update, words: str
+) -> None:
+    post(engine, config, "a", "b")
+    assert reports.violations(engine, config) == []
+    with engine.begin() as connection:
+        connection.execute(broken)
+    assert words in "; ".join(reports.violations(engine, config))
 
 
 # Over HTTP

@@ -6,6 +6,7 @@ that does not match was moved by somebody else first; each move says what that m
 while the e-mail was in hand is forgotten by the move that ends it.
 """
 
+from emailsvc.outbox.moves.absorbing import drop, revive
 from emailsvc.outbox.moves.accepting import Kept, accept
 from emailsvc.outbox.moves.ending import Failed, Tried, defer, fail, fail_waiting, send
 from emailsvc.outbox.moves.resolving import RESOLVE, Letter, deliver, discard, replay
@@ -29,11 +30,13 @@ __all__ = [
     "defer",
     "deliver",
     "discard",
+    "drop",
     "erase",
     "fail",
     "fail_waiting",
     "release",
     "replay",
+    "revive",
     "send",
     "send_together",
 ]
