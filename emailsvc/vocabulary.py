@@ -99,6 +99,7 @@ class EventName(enum.StrEnum):
     REPLAYED = Resolution.REPLAYED
     DELIVERED = Resolution.DELIVERED
     DISCARDED = Resolution.DISCARDED
+    REPORTED = "reported"
 
 
 class Report(enum.StrEnum):

@@ -259,7 +259,7 @@ class Actor:
     def _look_and_drain(self) -> None:
         """As a worker process does."""
         assert self._drain is not None
-        self.in_doubt.settle(self.engine())
+        self.in_doubt.settle(self.engine(), self.world.config)
         self._drain.run()
 
     def shut_down(self) -> None:

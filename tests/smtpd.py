@@ -106,6 +106,7 @@ class Behaviour:
     tls: ssl.SSLContext | None = None  # implicit, from the first byte; read when the server starts
     pipelining: bool = True
     smtputf8: bool = True
+    dsn: bool = False
     size: int | None = 50_000_000
     mails_per_connection: int | None = None  # then 421
     idle_seconds: float | None = None  # after a mail; then one of ``last_words``
@@ -418,6 +419,7 @@ class Session(asyncio.Protocol):
             return self.act(b.ehlo)
         secure = self.transport.get_extra_info("ssl_object") is not None
         features = ["8BITMIME", "ENHANCEDSTATUSCODES"]
+        features += ["DSN"] * b.dsn
         features += ["PIPELINING"] * b.pipelining + ["SMTPUTF8"] * b.smtputf8
         features += ["STARTTLS"] * (b.starttls is not None and not secure)
         features += ["AUTH PLAIN LOGIN"] * (b.login is not None)

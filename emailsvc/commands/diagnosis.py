@@ -22,6 +22,7 @@ from emailsvc.context import Service
 from emailsvc.db import schema
 from emailsvc.db.connections import refused_by_pooler
 from emailsvc.errors import brief
+from emailsvc.feedback.routes import path_of
 from emailsvc.mail import smtp
 from emailsvc.settings.config import Config
 from emailsvc.vocabulary import DeliveryState
@@ -101,6 +102,8 @@ def _database(own: Service) -> Iterator[Finding]:
     if not problems:
         yield Finding("ok", "readiness", "a worker is alive, and nothing has been due for too long")
     yield from _seen(vitals)
+    if own.config.hears_reports:
+        yield _reported(own.config, vitals)
     for violation in violations:
         yield Finding("wrong", "invariant", violation)
     if not violations:
@@ -119,6 +122,16 @@ def _seen(vitals: reports.Vitals) -> Iterator[Finding]:
     ahead = vitals.clock_ahead
     said = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the database's"
     yield Finding("ok" if abs(ahead) < CLOCK_SECONDS else "warning", "clock", said)
+
+
+def _reported(config: Config, vitals: reports.Vitals) -> Finding:
+    silence = vitals.seconds_reported
+    last = "none has come" if silence is None else f"the last came {silence:,.0f} s ago"
+    if vitals.sent_lately and (silence is None or silence > reports.DAY_SECONDS):
+        advice = "check the address and the secret that the provider posts with"
+        return Finding("warning", "reports", f"{last}, though e-mail was sent within a day: {advice}")
+    open_routes = ", ".join(sorted({path_of(name) for name, _ in config.report_secrets}))
+    return Finding("ok", "reports", f"{last}; open: {open_routes}")
 
 
 def _redis(config: Config) -> Iterator[Finding]:

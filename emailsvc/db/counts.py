@@ -18,6 +18,7 @@ Kind = Literal[
     "received", "sent", "failed_attempts", "given_up", "replayed", "delivered", "discarded",
     "duplicates", "mismatches", "cancelled", "purged_cancelled", "purged_failed",
     "absorbed", "absorbed_other", "would_absorb", "purged_absorbed",
+    "told:delivered", "told:bounced", "told:complained", "told:unmatched", "told:settled",
 ]  # fmt: skip
 """What was absorbed is ``cancelled``, too: a release before 0006 counts it so."""
 
@@ -90,6 +91,11 @@ class Counts:
     would_absorb: int
     failed_attempts: int
     dead_letters: int
+    delivered: int  # e-mails of which so much was reported, like the next two
+    bounced: int
+    complained: int
+    settled: int  # e-mails that became sent by a report
+    unmatched_reports: int
     refused: dict[str, int]  # by code
 
 
@@ -130,7 +136,8 @@ def counts_of(connection: Connection, marks: Marks, tally: Tally[str]) -> Counts
     return Counts(
         received, tally["duplicates"], tally["mismatches"], max(pending, 0), sending, sent, failed,
         cancelled - tally["absorbed"], tally["absorbed"], tally["absorbed_other"], tally["would_absorb"],
-        tally["failed_attempts"], letters, refused,
+        tally["failed_attempts"], letters, tally["told:delivered"], tally["told:bounced"], tally["told:complained"],
+        tally["told:settled"], tally["told:unmatched"], refused,
     )  # fmt: skip
 
 

@@ -5,7 +5,6 @@ Everything is written through ``outbox``; nothing else issues an UPDATE.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -28,15 +27,16 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import Float
 
+from emailsvc.db.columns import BigId, ExactString, one_of, where
 from emailsvc.db.extensions import Base
 from emailsvc.db.sqltime import UtcDateTime
 from emailsvc.vocabulary import ATTEMPT_OUTCOMES, ActionState, OnUncertain, Priority, Reason, Resolution, Status
 
 BECOMES: dict[Status, frozenset[Status]] = {
-    Status.PENDING: frozenset({Status.SENDING, Status.FAILED, Status.CANCELLED}),
+    Status.PENDING: frozenset({Status.SENDING, Status.FAILED, Status.CANCELLED, Status.SENT}),  # sent: reported
     Status.SENDING: frozenset({Status.SENT, Status.PENDING, Status.FAILED}),  # pending: deferred, or given back
     Status.SENT: frozenset(),
-    Status.FAILED: frozenset({Status.PENDING, Status.SENT}),  # replayed; it was delivered
+    Status.FAILED: frozenset({Status.PENDING, Status.SENT}),  # replayed; it was delivered, or reported
     Status.CANCELLED: frozenset({Status.PENDING}),  # what was absorbed, and its first one was not sent
 }
 """Which status may become which. An accepted e-mail begins as ``pending``; ``outbox.moves`` makes the moves."""
@@ -52,21 +52,6 @@ def has_status(status: Status) -> ColumnElement[bool]:
 
 
 PRIORITIES = {priority: number for number, priority in enumerate(Priority)}
-
-
-def _one_of(column: str, values: Iterable[str | int]) -> str:
-    """The text of a CHECK."""
-    shown = (str(value) if isinstance(value, int) else f"'{value}'" for value in values)
-    return f"{column} IN ({', '.join(shown)})"
-
-
-def _where(condition: str) -> dict[str, Any]:
-    """Of a partial index."""
-    return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
-
-
-BigId = BigInteger().with_variant(Integer, "sqlite")
-ExactString = String(255).with_variant(String(255, collation="C"), "postgresql")  # compared byte for byte
 
 
 class Email(Base):
@@ -111,32 +96,32 @@ class Email(Base):
 
     __table_args__ = (
         UniqueConstraint("email_id", name="uq_emails_email_id"),
-        CheckConstraint(_one_of("status", Status), name="ck_emails_status"),
+        CheckConstraint(one_of("status", Status), name="ck_emails_status"),
         CheckConstraint("status <> 'pending' OR next_attempt_at IS NOT NULL", name="ck_emails_pending_is_due"),
         CheckConstraint(
             "status <> 'sending' OR (claim IS NOT NULL AND lease_expires_at IS NOT NULL)",
             name="ck_emails_sending_is_claimed",
         ),
         CheckConstraint("status <> 'sent' OR sent_at IS NOT NULL", name="ck_emails_sent_has_time"),
-        CheckConstraint(_one_of("priority", PRIORITIES.values()), name="ck_emails_priority"),
-        CheckConstraint(_one_of("on_uncertain", OnUncertain), name="ck_emails_on_uncertain"),
+        CheckConstraint(one_of("priority", PRIORITIES.values()), name="ck_emails_priority"),
+        CheckConstraint(one_of("on_uncertain", OnUncertain), name="ck_emails_on_uncertain"),
         CheckConstraint("attempts >= 0 AND duplicates >= 0 AND mismatches >= 0", name="ck_emails_counts"),
         CheckConstraint(
             "status NOT IN ('pending', 'sending') OR (recipient IS NOT NULL AND body IS NOT NULL) OR erase_requested",
             name="ck_emails_unsent_has_content",
         ),
         # Partial indexes are used only where the SQL has the status as a literal.
-        Index("ix_emails_due", "priority", "next_attempt_at", "id", **_where("status = 'pending'")),
-        Index("ix_emails_lease", "lease_expires_at", **_where("status = 'sending'")),
-        Index("ix_emails_deadline", "expires_at", **_where("status = 'pending' AND expires_at IS NOT NULL")),
-        Index("ix_emails_sent", "sent_at", **_where("status = 'sent'")),
-        Index("ix_emails_failed", "id", **_where("status = 'failed'")),
-        Index("ix_emails_cancelled", "id", **_where("status = 'cancelled'")),
-        Index("ix_emails_to_scrub", "final_at", **_where("final_at IS NOT NULL AND scrubbed_at IS NULL")),
+        Index("ix_emails_due", "priority", "next_attempt_at", "id", **where("status = 'pending'")),
+        Index("ix_emails_lease", "lease_expires_at", **where("status = 'sending'")),
+        Index("ix_emails_deadline", "expires_at", **where("status = 'pending' AND expires_at IS NOT NULL")),
+        Index("ix_emails_sent", "sent_at", **where("status = 'sent'")),
+        Index("ix_emails_failed", "id", **where("status = 'failed'")),
+        Index("ix_emails_cancelled", "id", **where("status = 'cancelled'")),
+        Index("ix_emails_to_scrub", "final_at", **where("final_at IS NOT NULL AND scrubbed_at IS NULL")),
         Index("ix_emails_received", "received_at"),
         Index("ix_emails_recipient", text("lower(recipient)")),
-        Index("ix_emails_absorbed", "duplicate_of", "id", **_where("duplicate_of IS NOT NULL")),
-        Index("ix_emails_held", "duplicate_of", "id", **_where("duplicate_of IS NOT NULL AND scrubbed_at IS NULL")),
+        Index("ix_emails_absorbed", "duplicate_of", "id", **where("duplicate_of IS NOT NULL")),
+        Index("ix_emails_held", "duplicate_of", "id", **where("duplicate_of IS NOT NULL AND scrubbed_at IS NULL")),
     )  # fmt: skip
 
 
@@ -185,7 +170,7 @@ class Attempt(Base):
     at: Mapped[datetime] = mapped_column(UtcDateTime)
 
     __table_args__ = (
-        CheckConstraint(_one_of("outcome", ATTEMPT_OUTCOMES), name="ck_attempts_outcome"),
+        CheckConstraint(one_of("outcome", ATTEMPT_OUTCOMES), name="ck_attempts_outcome"),
         Index("ix_attempts_email", "email", "id"),
         Index("ix_attempts_at", "at"),
     )
@@ -207,16 +192,41 @@ class DeadLetter(Base):
     action: Mapped[int | None] = mapped_column(BigId)  # of ``actions``: the bulk action that has or had it to move
 
     __table_args__ = (
-        CheckConstraint(_one_of("reason", Reason), name="ck_dead_letters_reason"),
-        CheckConstraint(_one_of("resolution", Resolution), name="ck_dead_letters_resolution"),
+        CheckConstraint(one_of("reason", Reason), name="ck_dead_letters_reason"),
+        CheckConstraint(one_of("resolution", Resolution), name="ck_dead_letters_resolution"),
         CheckConstraint("(resolved_at IS NULL) = (resolution IS NULL)", name="ck_dead_letters_resolved"),
-        Index("uq_dead_letters_unresolved", "email", unique=True, **_where("resolved_at IS NULL")),
+        Index("uq_dead_letters_unresolved", "email", unique=True, **where("resolved_at IS NULL")),
         Index("ix_dead_letters_email", "email"),
-        Index("ix_dead_letters_open", "created_at", "id", **_where("resolved_at IS NULL")),
+        Index("ix_dead_letters_open", "created_at", "id", **where("resolved_at IS NULL")),
         Index("ix_dead_letters_created", "created_at", "id"),
-        Index("ix_dead_letters_resolved", "resolved_at", **_where("resolved_at IS NOT NULL")),
-        Index("ix_dead_letters_to_move", "action", "id", **_where("action IS NOT NULL AND resolved_at IS NULL")),
+        Index("ix_dead_letters_resolved", "resolved_at", **where("resolved_at IS NOT NULL")),
+        Index("ix_dead_letters_to_move", "action", "id", **where("action IS NOT NULL AND resolved_at IS NULL")),
     )  # fmt: skip
+
+
+class StoredReport(Base):
+    """What was heard of an e-mail, each thing once. It goes with its e-mail."""
+
+    __tablename__ = "reports"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    email: Mapped[int] = mapped_column(BigId, ForeignKey("emails.id", ondelete="CASCADE"))
+    event: Mapped[str] = mapped_column(String(16))  # without a CHECK: another release may know more
+    kind: Mapped[str | None] = mapped_column(String(8))
+    code: Mapped[str | None] = mapped_column(String(32))
+    reply: Mapped[str | None] = mapped_column("text", Text)  # the recipient's server's, or the provider's words
+    by_reference: Mapped[bool]  # which only a message that was taken can have told
+    settled: Mapped[bool] = mapped_column(server_default=text("false"))  # by it the e-mail became ``sent``
+    digest: Mapped[str] = mapped_column(String(32))  # of all that was told
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    received_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (
+        UniqueConstraint("email", "digest", name="uq_reports_told"),
+        Index("ix_reports_received", "received_at"),
+        Index("ix_reports_bounced", "id", **where("event = 'bounced'")),
+        Index("ix_reports_settled", "id", **where("settled")),
+    )
 
 
 class Action(Base):
@@ -238,9 +248,9 @@ class Action(Base):
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # of what was ``running`` for a time
 
     __table_args__ = (
-        CheckConstraint(_one_of("state", ActionState), name="ck_actions_state"),
+        CheckConstraint(one_of("state", ActionState), name="ck_actions_state"),
         CheckConstraint("state <> 'running' OR next_at IS NOT NULL", name="ck_actions_running_is_due"),
-        Index("ix_actions_running", "id", **_where("state = 'running'")),
+        Index("ix_actions_running", "id", **where("state = 'running'")),
     )  # fmt: skip
 
 

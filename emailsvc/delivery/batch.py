@@ -94,7 +94,7 @@ class Batch:
         ids = [row.id for row in self.rows]
         self.rows.clear()
         if ids:
-            persist(lambda: outbox.release(self.engine, self.claim.token, ids), "release")
+            persist(lambda: outbox.release(self.engine, self.claim.token, self.config, ids), "release")
 
     def _one(self, row: Claimed) -> bool:
         """One conversation and its record; True when the next may start."""
@@ -102,8 +102,14 @@ class Batch:
         if self._has_expired(row):
             expire = lambda: outbox.expire(self.engine, row, self.claim.token, self.config)  # noqa: E731
             return self._after(row, None, persist(expire, "expire"), began)
+        if row.doubted and (settled := self._settled(row)) is not None:
+            return self._after(row, None, settled, began)
         result = self._converse(row)
         return self._after(row, result, self._record(row, result, monotonic() - began), began)
+
+    def _settled(self, row: Claimed) -> Recorded | None:
+        look = lambda: outbox.settle_in_hand(self.engine, row, self.claim.token, self.config)  # noqa: E731
+        return persist(look, "look for reports")
 
     def _has_expired(self, row: Claimed) -> bool:
         # The database's clock, never behind: it was read after we asked.

@@ -60,7 +60,7 @@ class Drain:
         """
         rows = list(self._batch.rows) if self._batch else []
         if self._batch and rows:
-            outbox.release(self.engine, self._batch.claim.token, [row.id for row in rows])
+            outbox.release(self.engine, self._batch.claim.token, self.config, [row.id for row in rows])
 
     def _claim(self, *, low_first: bool) -> Claim | Idle:
         token = secrets.token_hex(16)

@@ -9,6 +9,14 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+HEADERS = {
+    "X-Email-Ref": "%s",
+    "X-PM-Metadata-ref": "%s",  # Postmark
+    "X-SMTPAPI": '{"unique_args": {"ref": "%s"}}',  # SendGrid
+    "X-Mailgun-Variables": '{"ref": "%s"}',
+}
+"""Headers that come back in a provider's reports, there under the name ``ref``, and what they hold."""
+
 DIGITS = 16
 MAX_ROW_ID = 2**63 - 1
 

@@ -42,6 +42,14 @@ def decode_secret(text: str) -> bytes:
     return key
 
 
+def is_secret(text: str) -> bool:
+    try:
+        decode_secret(text)
+    except ValueError:
+        return False
+    return True
+
+
 def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
     """The value of ``webhook-signature``; ``timestamp`` is in seconds since 1970."""
     digest = _digest(decode_secret(secret), message_id.encode(), str(timestamp).encode(), body)

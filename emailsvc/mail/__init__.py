@@ -25,6 +25,7 @@ class Message:
     reply_to: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     attachments: Sequence[Attachment] = ()
+    reference: str | None = None  # by which reports find it
 
 
 @dataclass(frozen=True, slots=True)

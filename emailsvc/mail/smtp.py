@@ -156,6 +156,8 @@ class SmtpTransport(Transport):
         options = f" SIZE={len(letter.data)}" if connection.has_extn("size") else ""
         if letter.international:
             options += (" BODY=8BITMIME" if connection.has_extn("8bitmime") else "") + " SMTPUTF8"
+        if letter.message.reference is not None and connection.has_extn("dsn"):
+            options += f" ENVID={letter.message.reference}"  # RFC 3461 §4.4: it comes back in a bounce mail
         commands = [
             ("MAIL", f"MAIL FROM:<{self._bounce_address or letter.from_address}>{options}\r\n".encode()),
             ("RCPT", f"RCPT TO:<{letter.recipient}>\r\n".encode()),

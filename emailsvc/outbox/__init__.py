@@ -15,8 +15,10 @@ from emailsvc.outbox.doubt import InDoubt
 from emailsvc.outbox.erasure import erase
 from emailsvc.outbox.expediting import Expedited, send_many_now, send_now
 from emailsvc.outbox.looking import look
-from emailsvc.outbox.recording import Recorded, Released, expire, record
+from emailsvc.outbox.recording import Recorded, Released, expire, record, settle_in_hand
+from emailsvc.outbox.reporting import Heard, hear
 from emailsvc.outbox.rolling import roll_up
+from emailsvc.outbox.settling import log_settled
 from emailsvc.outbox.sharing import SentTogether
 from emailsvc.outbox.sweeping import Swept, retain, sweep
 from emailsvc.outbox.switch import FRESH_SECONDS, end_outage, may_start, pause, resume
@@ -33,6 +35,7 @@ __all__ = [
     "Content",
     "Expedited",
     "First",
+    "Heard",
     "Idle",
     "IdleReason",
     "InDoubt",
@@ -59,7 +62,9 @@ __all__ = [
     "erase",
     "expire",
     "forget_worker",
+    "hear",
     "heartbeat",
+    "log_settled",
     "look",
     "may_start",
     "pause",
@@ -75,6 +80,7 @@ __all__ = [
     "roll_up",
     "send_many_now",
     "send_now",
+    "settle_in_hand",
     "start",
     "stop",
     "sweep",

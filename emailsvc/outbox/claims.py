@@ -6,8 +6,9 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import CTE, Connection, Engine, Row, bindparam, case, exists, literal_column, select, union_all, update
 from sqlalchemy import func as sql
@@ -18,6 +19,7 @@ from emailsvc.db.sqltime import db_in, db_now
 from emailsvc.outbox import moves
 from emailsvc.outbox.contents import CARRIED, CARRIED_BYTES, Content, content_of
 from emailsvc.outbox.moves import Held
+from emailsvc.outbox.settling import GivenBack, give_back, log_settled
 from emailsvc.outbox.switch import take_probe
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.settings.config import Config
@@ -73,13 +75,14 @@ class Claimed(InHand):
     replayed_at: datetime | None
     expires_at: datetime | None
     content: Content | None  # None: too large to be carried
+    doubted: bool = False  # an attempt was uncertain; told only while reports are taken in
 
 
 def _claimed(row: Row[Any]) -> Claimed:
     return Claimed(
         row.id, row.email_id, row.recipient, row.attempts, row.on_uncertain, row.message_id, row.size,
         row.attachment_count, row.received_at, row.send_at, row.replayed_at, row.expires_at,
-        content_of(row) if row.size <= CARRIED_BYTES else None,
+        content_of(row) if row.size <= CARRIED_BYTES else None, row._mapping.get("maybe_sent", False),
     )  # fmt: skip
 
 
@@ -118,19 +121,19 @@ def _due(priority: int, after: Sequence[CTE], name: str) -> CTE:
     return statement.with_for_update(skip_locked=True).cte(name)
 
 
-def _claim_statement(order: Sequence[int]) -> ReturningUpdate[Any]:
+def _claim_statement(order: Sequence[int], columns: Sequence[Any]) -> ReturningUpdate[Any]:
     choices: list[CTE] = []
     for priority in order:
         choices.append(_due(priority, choices, f"due_{priority}"))
     running = select(Switch.id).where(Switch.paused_at.is_(None), Switch.outage_since.is_(None))
     chosen = union_all(*(select(choice.c.id) for choice in choices))
-    return moves.claiming(chosen, exists(running)).returning(*_COLUMNS, db_now().label("now"))
+    return moves.claiming(chosen, exists(running)).returning(*columns)
 
 
 _OLDEST_AND_NEWEST = ((Email.next_attempt_at, Email.id), (Email.next_attempt_at.desc(), Email.id.desc()))
 
 
-def _probe_statement() -> ReturningUpdate[Any]:
+def _probe_statement(columns: Sequence[Any]) -> ReturningUpdate[Any]:
     """Mail that never had an error comes first, then what was deferred, then what was replayed; among equals by lot."""
     due = select(Email.id).where(PENDING, Email.next_attempt_at <= db_now())
     ends = []
@@ -141,11 +144,24 @@ def _probe_statement() -> ReturningUpdate[Any]:
     chosen = select(Email.id).where(PENDING, Email.id.in_(union_all(*ends))).order_by(standing, sql.random())
     chosen = chosen.limit(bindparam("size_limit"))
     locked = chosen.with_for_update(skip_locked=True).cte("chosen")
-    return moves.claiming(select(locked.c.id)).returning(*_COLUMNS, db_now().label("now"))
+    return moves.claiming(select(locked.c.id)).returning(*columns)
 
 
 _ANY_DUE = select(Email.id).where(PENDING, ANY_PRIORITY, Email.next_attempt_at <= db_now())
-_HIGH_FIRST, _LOW_FIRST, _PROBE = _claim_statement((0, 1, 2)), _claim_statement((2, 1, 0)), _probe_statement()
+
+
+class _Statements(NamedTuple):
+    high_first: ReturningUpdate[Any]
+    low_first: ReturningUpdate[Any]
+    probe: ReturningUpdate[Any]
+
+
+@cache
+def _statements(hears_reports: bool) -> _Statements:
+    columns = (*_COLUMNS, db_now().label("now"), *((Email.maybe_sent,) if hears_reports else ()))
+    return _Statements(
+        _claim_statement((0, 1, 2), columns), _claim_statement((2, 1, 0), columns), _probe_statement(columns)
+    )
 
 
 def claim(engine: Engine, token: str, config: Config, *, low_first: bool = False) -> Claim | Idle:
@@ -173,8 +189,11 @@ def _claim(connection: Connection, token: str, config: Config, low_first: bool) 
         if size < 1:
             return Idle(IdleReason.RATE, max(ahead - 1.0, 0.0) + 1.0 / rate if rate >= 1 else ahead)
         start_at = [ahead + n / rate for n in range(size)]
+    statements = _statements(config.hears_reports)
     values = {"size_limit": size, "token": token, "lease": config.lease_seconds}
-    rows = sorted(connection.execute(_LOW_FIRST if low_first else _HIGH_FIRST, values), key=lambda row: row.id)
+    rows = sorted(
+        connection.execute(statements.low_first if low_first else statements.high_first, values), key=lambda row: row.id
+    )
     probe = False
     if not rows:
         switch = connection.execute(select(Switch, exists(_ANY_DUE).label("any_due"))).one()
@@ -184,7 +203,7 @@ def _claim(connection: Connection, token: str, config: Config, low_first: bool) 
             return Idle(IdleReason.EMPTY)  # or others have the locks of all that is due
         if not take_probe(connection, switch.probe_delay):
             return Idle(IdleReason.OUTAGE)
-        rows = list(connection.execute(_PROBE, {**values, "size_limit": 1, "probe_choice": PROBE_CHOICE}))
+        rows = list(connection.execute(statements.probe, {**values, "size_limit": 1, "probe_choice": PROBE_CHOICE}))
         if not rows:  # every candidate is locked
             return Idle(IdleReason.OUTAGE)
         probe = True
@@ -202,27 +221,31 @@ def _book_slots(connection: Connection, now: datetime, seconds: float) -> None:
     connection.execute(update(Switch).values(next_slot_at=now + timedelta(seconds=seconds)))
 
 
-def release(engine: Engine, token: str, ids: Sequence[int] | None = None) -> int:
+def release(engine: Engine, token: str, config: Config, ids: Sequence[int] | None = None) -> int:
     """Give untouched rows of a claim back, all or those named; their due time stays. Safe to repeat."""
-    return in_transaction(engine, lambda connection: moves.release(connection, Held(token, ids)))
+    given = in_transaction(engine, lambda connection: give_back(connection, Held(token, ids), config))
+    log_settled(given.settled)
+    return given.rows
 
 
-def recover(engine: Engine, token: str, row_id: int, *, dot_may_be_sent: bool) -> int:
+def recover(engine: Engine, token: str, row_id: int, config: Config, *, dot_may_be_sent: bool) -> int:
     """Give back what a dead worker provably never handed over; ``row_id`` is the last that it began (0 for none).
 
     It worked in id order, so all above are untouched, and this one is too before its dot. One below would contradict
     the note, which is then not believed. What is left, the sweep decides when the lease is over.
     """
 
-    def work(connection: Connection) -> int:
+    def work(connection: Connection) -> GivenBack:
         mine = select(Email.id).where(SENDING, Email.claim == token).order_by(Email.id).with_for_update()
         ids = list(connection.execute(mine).scalars())
         if not ids or ids[0] < row_id:
-            return 0
+            return GivenBack(0, [])
         untouched = [one for one in ids if one > row_id or not dot_may_be_sent]
-        return moves.release(connection, Held(token, untouched))
+        return give_back(connection, Held(token, untouched), config)
 
-    return in_transaction(engine, work)
+    given = in_transaction(engine, work)
+    log_settled(given.settled)
+    return given.rows
 
 
 def renew(engine: Engine, token: str, row_id: int, seconds: float) -> bool:

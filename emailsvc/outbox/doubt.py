@@ -6,6 +6,7 @@ from sqlalchemy import Engine
 
 from emailsvc.clock import monotonic
 from emailsvc.outbox.claims import release
+from emailsvc.settings.config import Config
 
 
 class InDoubt:
@@ -23,9 +24,9 @@ class InDoubt:
     def add(self, token: str, lease_seconds: float) -> None:
         self._until[token] = monotonic() + lease_seconds
 
-    def settle(self, engine: Engine) -> None:
+    def settle(self, engine: Engine, config: Config) -> None:
         """Release what is there by now; after its lease a claim is the sweep's. Raises the database's errors."""
         for token, until in list(self._until.items()):
-            release(engine, token)
+            release(engine, token, config)
             if monotonic() > until:
                 self._until.pop(token, None)

@@ -16,6 +16,7 @@ from emailsvc.outbox.claims import ANY_PRIORITY, PENDING, Claimed, InHand
 from emailsvc.outbox.moves import Held, Tried
 from emailsvc.outbox.refusals import LONG_AGO, is_refusing_everybody
 from emailsvc.outbox.retry import backoff
+from emailsvc.outbox.settling import give_back, is_proven, settle
 from emailsvc.outbox.switch import RUNNING, close_outage, open_outage
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.settings.config import Config
@@ -38,6 +39,7 @@ class Recorded:
 
     ``state``: what the row became; ``reason``, when that is failed. ``released``, when it only went back. ``delay``:
     in how many seconds it is due again.
+    ``settled``: what turned out to have been taken before, because it was reported, by email_id.
     ``waiting``, when this began an outage: how many are due. ``outage_seconds``, when it ended one: how long that was.
     """
 
@@ -49,6 +51,7 @@ class Recorded:
     delay: float | None = None
     waiting: int | None = None
     outage_seconds: float | None = None
+    settled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ def record(
         recorded = _RECORD[result.outcome](hand, result)
         if recorded is None:
             return _lost(hand)
+        recorded = look_for_reports(hand, recorded)
         if probe and recorded.released is None:
             ended = close_outage(connection)
             return replace(recorded, go_on=_running(connection), outage_seconds=ended)
@@ -96,9 +100,36 @@ def expire(engine: Engine, row: Claimed, token: str, config: Config) -> Recorded
 
     def work(connection: Connection) -> Recorded:
         hand = Hand(connection, row, token, config)
-        return _give_up(hand, Reason.EXPIRED, "expires_at passed before it could be sent") or _lost(hand)
+        expired = _give_up(hand, Reason.EXPIRED, "expires_at passed before it could be sent")
+        return look_for_reports(hand, expired) if expired is not None else _lost(hand)
 
     return in_transaction(engine, work)
+
+
+def settle_in_hand(engine: Engine, row: Claimed, token: str, config: Config) -> Recorded | None:
+    """The last look before a conversation about what may have been taken already. None: nobody has reported it."""
+
+    def work(connection: Connection) -> Recorded | None:
+        hand = Hand(connection, row, token, config)
+        if connection.execute(select(Email.id).where(Email.id == row.id, is_proven())).first() is None:
+            return None
+        given = give_back(connection, Held(token, [row.id]), config)
+        if not given.rows:
+            return _lost(hand)
+        state = Status.SENT if given.settled else Status.CANCELLED  # its erasure was asked for
+        return Recorded(True, _running(connection), state, settled=tuple(given.settled))
+
+    return in_transaction(engine, work)
+
+
+def look_for_reports(hand: Hand, recorded: Recorded) -> Recorded:
+    """After every outcome but ``sent``: with the row's lock, so that no report comes between."""
+    if not hand.config.hears_reports or recorded.state not in (Status.PENDING, Status.FAILED) or recorded.released:
+        return recorded
+    settled = settle(hand.connection, [hand.row.id])
+    if not settled:
+        return recorded
+    return replace(recorded, state=Status.SENT, reason=None, delay=None, settled=tuple(settled))
 
 
 def _sent(hand: Hand, result: Result) -> Recorded | None:
@@ -120,11 +151,14 @@ def _rejected(hand: Hand, result: Result) -> Recorded | None:
 
 
 def _outage(hand: Hand, result: Result) -> Recorded:
-    if not moves.release(hand.connection, Held(hand.token)):
+    given = give_back(hand.connection, Held(hand.token), hand.config)
+    if not given.rows:
         return _lost(hand)  # an outage seen by a worker that was frozen since is no news
     begun = open_outage(hand.connection, result.reply, probe=hand.probe)
     waiting = _waiting(hand.connection) if begun else None
-    return Recorded(True, False, Status.PENDING, released=Released.OUTAGE, waiting=waiting)
+    return Recorded(
+        True, False, Status.PENDING, released=Released.OUTAGE, waiting=waiting, settled=tuple(given.settled)
+    )
 
 
 def _waiting(connection: Connection) -> int:
@@ -133,8 +167,8 @@ def _waiting(connection: Connection) -> int:
 
 
 def _cut(hand: Hand, _result: Result) -> Recorded:
-    moves.release(hand.connection, Held(hand.token))
-    return Recorded(True, False, Status.PENDING, released=Released.CUT)
+    given = give_back(hand.connection, Held(hand.token), hand.config)
+    return Recorded(True, False, Status.PENDING, released=Released.CUT, settled=tuple(given.settled))
 
 
 def record_uncertain(hand: Hand, result: Result, *, worker_lost: bool = False) -> Recorded | None:
@@ -156,6 +190,8 @@ def _lost_a_worker_before(hand: Hand) -> bool:
 
 def _back_off(hand: Hand, tried: Tried, too_late: Reason) -> Recorded | None:
     delay = backoff(tried.attempts, hand.config.retry_delay_seconds, hand.config.retry_max_delay_seconds)
+    if hand.config.hears_reports and tried.result.outcome is Outcome.UNCERTAIN:
+        delay = max(delay, hand.config.report_wait_seconds)
     moved = moves.defer(hand.connection, hand.row.id, hand.token, tried, delay)
     if moved is None:  # it would be due past its expiry, or is not ours, and then nor does it fail
         return _give_up(hand, too_late, tried.result.reply, tried)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, update
 
-from emailsvc.db.models import Attempt, DeadLetter, Email, StoredAttachment
+from emailsvc.db.models import Attempt, DeadLetter, Email, StoredAttachment, StoredReport
 from emailsvc.db.sqltime import db_now
 
 ERASED = "(erased)"
@@ -28,6 +28,7 @@ def scrub_person(connection: Connection, ids: Sequence[int]) -> None:
     """Forget the content and whatever names the recipient; a server's reply may quote the address."""
     connection.execute(update(Attempt).where(Attempt.email.in_(ids)).values(reply=ERASED, domain=""))
     connection.execute(update(DeadLetter).where(DeadLetter.email.in_(ids)).values(error=ERASED))
+    connection.execute(update(StoredReport).where(StoredReport.email.in_(ids)).values(reply=ERASED))
     _forget(connection, ids, _NOBODY)
 
 

@@ -24,9 +24,10 @@ from emailsvc.outbox import moves
 from emailsvc.outbox.claims import ANY_PRIORITY, PENDING, SENDING, InHand
 from emailsvc.outbox.counters import add_to_counters
 from emailsvc.outbox.moves import Held
-from emailsvc.outbox.recording import Hand, record_uncertain
+from emailsvc.outbox.recording import Hand, look_for_reports, record_uncertain
 from emailsvc.outbox.rolling import close_hours, roll_up
 from emailsvc.outbox.scrubbing import scrub
+from emailsvc.outbox.settling import give_back, missed, settle
 from emailsvc.outbox.transaction import in_transaction
 from emailsvc.settings.config import Config
 from emailsvc.vocabulary import Reason, Status
@@ -53,11 +54,13 @@ _HOLDS_CONTENT = or_(
 @dataclass(slots=True)
 class Swept:
     """What a sweep did. ``uncertain``: (email_id, state) of rows whose worker was lost; ``buried``: (email_id, reason)
-    of rows given up for another reason. ``away``: the database went away, and the rest was left to the next sweep.
+    of rows given up for another reason; ``settled``: what turned out to have been taken, by email_id. ``away``: the
+    database went away, and the rest was left to the next sweep.
     """
 
     uncertain: list[tuple[str, Status]] = field(default_factory=list)
     buried: list[tuple[str, Reason]] = field(default_factory=list)
+    settled: list[str] = field(default_factory=list)
     released: int = 0
     scrubbed: int = 0
     purged: int = 0
@@ -76,6 +79,8 @@ def sweep(engine: Engine, config: Config, stopping: Event | None = None) -> Swep
         _bury_pending, swept, Reason.UNREACHABLE, "the mail server was away for too long", _held_up(config)
     )
     repair.in_chunks("outage limit", unreachable)
+    if config.hears_reports:
+        repair.in_chunks("reports", partial(_settle_missed, config=config, swept=swept))
     repair.apart("roll-up", roll_up)
     repair.apart("counters", close_hours)
     repair.once("time of the sweep", _note_the_time)
@@ -171,13 +176,23 @@ def _take_claim(connection: Connection, token: str, config: Config, swept: Swept
     hand = Hand(connection, first, token, config)
     lost = Result(Outcome.UNCERTAIN, "the worker was lost with this mail in hand; the server may have taken it")
     recorded = record_uncertain(hand, lost, worker_lost=True)
-    moves.release(connection, Held(token, rest))
+    if recorded is not None:
+        recorded = look_for_reports(hand, recorded)
+        swept.settled += recorded.settled
+    swept.settled += give_back(connection, Held(token, rest), config).settled
     # Without the token the late worker cannot take this decision for its own commit.
     connection.execute(update(Email).where(Email.id.in_([first.id, *rest])).values(claim=None))
     swept.released += len(rest)
     if recorded is not None and recorded.state is not None:
         swept.uncertain.append((first.email_id, recorded.state))
     return len(rows)
+
+
+def _settle_missed(connection: Connection, config: Config, swept: Swept) -> int:
+    found = connection.execute(missed(config).limit(CHUNK)).scalars().all()
+    settled = settle(connection, found)
+    swept.settled += settled
+    return len(settled)
 
 
 def _overdue() -> Select[int]:

@@ -18,6 +18,7 @@ from emailsvc.reports.letters import dead_letter as dead_letter
 from emailsvc.reports.letters import dead_letters as dead_letters
 from emailsvc.reports.monitoring import Metrics as Metrics
 from emailsvc.reports.monitoring import metrics as metrics
+from emailsvc.reports.pulse import DAY_SECONDS as DAY_SECONDS
 from emailsvc.reports.pulse import Vitals as Vitals
 from emailsvc.reports.pulse import vitals as vitals
 from emailsvc.reports.ready import MIN_FREE_BYTES as MIN_FREE_BYTES

@@ -57,10 +57,16 @@ class Totals(msgspec.Struct):
 class Stats(Totals):
     """`GET /stats`. ``oldest_pending_seconds`` is about what is due; null when nothing is.
 
-    ``refused`` counts webhooks by problem code.
+    ``delivered``, ``bounced`` and ``complained`` count e-mails of which that was reported, ``settled`` those that
+    became ``sent`` by a report. ``refused`` counts webhooks by problem code.
     """
 
     dead_letters: Count
+    delivered: Count
+    bounced: Count
+    complained: Count
+    settled: Count
+    unmatched_reports: Count
     oldest_pending_seconds: float | None
     delivery: Delivery
     refused: dict[str, Count]
@@ -147,7 +153,8 @@ class EmailSummary(msgspec.Struct):
 
 class Event(msgspec.Struct):
     """What happened when. ``text`` is the server's reply; that to the final dot has the conversation's ``seconds``, the
-    others ``started_at``. A dead letter tells why; it and its end, which one it is.
+    others ``started_at``. A dead letter tells why; it and its end, which one it is. What was ``reported`` tells which
+    ``report`` that was, and whether it ``settled`` the e-mail.
     """
 
     at: str
@@ -160,6 +167,9 @@ class Event(msgspec.Struct):
     reason: Reason | UnsetType = UNSET
     error: str | UnsetType = UNSET
     dead_letter: RowId | UnsetType = UNSET
+    report: str | UnsetType = UNSET  # a Report, or one that a newer release knows
+    kind: str | UnsetType = UNSET
+    settled: bool | UnsetType = UNSET
 
 
 class EmailAnswer(EmailSummary):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from operator import itemgetter
 from typing import Any
 
+from msgspec import UNSET, UnsetType
 from msgspec.structs import asdict
 from sqlalchemy import Connection, Engine, Row, func, select
 
 from emailsvc.clock import isoformat
-from emailsvc.db.models import PRIORITIES, Attempt, DeadLetter, Email
+from emailsvc.db.models import PRIORITIES, Attempt, DeadLetter, Email, StoredReport
 from emailsvc.db.snapshots import snapshot
 from emailsvc.errors import NotFound
 from emailsvc.reports.answers import EmailAnswer, EmailSummary, Event, LookupAnswer
@@ -87,6 +89,7 @@ def _timeline(connection: Connection, row: Row[*tuple[Any, ...]]) -> list[Event]
     events += _letters(connection, row.id)
     if row.sent_at is not None and not any(event.event is EventName.DELIVERED for _, event in events):
         events.append((row.sent_at, _sent(connection, row)))
+    events += _reported(connection, row.id)
     if row.status == Status.CANCELLED:
         name = EventName.CANCELLED if row.duplicate_of is None else EventName.ABSORBED
         events.append((row.final_at, Event(isoformat(row.final_at), name)))
@@ -114,6 +117,26 @@ def _attempts(connection: Connection, key: int) -> Iterator[tuple[datetime, Even
                 started_at=isoformat(attempt.started_at),
             ),
         )
+
+
+def _reported(connection: Connection, key: int) -> Iterator[tuple[datetime, Event]]:
+    """What came back, at the time that it tells."""
+    for told in connection.execute(select(StoredReport).where(StoredReport.email == key).order_by(StoredReport.id)):
+        event = Event(isoformat(told.at), EventName.REPORTED, report=told.event)
+        event.code, event.enhanced = _codes(told.code)
+        if told.kind is not None:
+            event.kind = told.kind
+        if told.text is not None:
+            event.text = told.text
+        if told.settled:
+            event.settled = True
+        yield told.at, event
+
+
+def _codes(text: str | None) -> tuple[int | UnsetType, str | UnsetType]:
+    """Of a server's reply, the enhanced one of RFC 3463 or both."""
+    reply, enhanced = (re.search(shape, text or "") for shape in (r"\b[245]\d\d\b(?!\.)", r"\b[245]\.\d+\.\d+\b"))
+    return int(reply[0]) if reply else UNSET, enhanced[0] if enhanced else UNSET
 
 
 def _letters(connection: Connection, key: int) -> Iterator[tuple[datetime, Event]]:

@@ -13,6 +13,7 @@ from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
 from emailsvc.errors import ConfigurationError
+from emailsvc.feedback.reference import HEADERS
 from emailsvc.intake.payload import MAX_WINDOW_SECONDS
 from emailsvc.settings import parsers
 from emailsvc.vocabulary import OnUncertain
@@ -68,6 +69,9 @@ class Config:
     webhook_secrets: tuple[str, ...] = _setting(parsers.secret_list, "", "secrets of the clients' signatures, separated by blanks or commas; `flask secret` prints a new one", secret=True, empty=())
     api_tokens: tuple[str, ...] = _setting(parsers.token_list, "", "bearer tokens of 16 or more ASCII characters, separated by blanks or commas", secret=True, empty=())
     operator_tokens: tuple[tuple[str, str], ...] = _setting(parsers.operator_tokens, "", "`name:token` for each operator (tokens as above), separated by blanks or commas; once set, operator routes take only these, `API_TOKENS` only send, and `/actions` tells who did what", secret=True, empty=())
+    report_secrets: tuple[tuple[str, str], ...] = _setting(parsers.report_secrets, "", "`route:secret` for each [route of reports](../web/README.md#reports) that is to be open, separated by blanks or commas; unset: none is, and e-mails carry no reference", secret=True, empty=())
+    report_header: str = _setting(parsers.choice(*HEADERS), "X-Email-Ref", "header that carries the reference, for a provider that hands back only its own: " + ", ".join(f"`{name}`" for name in HEADERS))
+    report_wait_seconds: float = _setting(parsers.number(0, 86400), "120", "with `REPORT_SECRETS`: how long an uncertain e-mail under `retry` waits at least, so that a report can make the second copy needless")
     max_request_bytes: int = _setting(parsers.whole(1024), "10485760", "the largest request; a larger one is answered 413")
     body_retention_seconds: float = _setting(parsers.number(0, 3e9), "604800", "content is removed this long after the e-mail was sent, cancelled or discarded")
     email_retention_days: float = _setting(parsers.number(0, 36500), "400", "the whole row is deleted this long after that; de-duplication ends with it")
@@ -85,6 +89,10 @@ class Config:
     def from_domains(self) -> frozenset[str]:
         """The domains that a client's `from` may use, in lower case."""
         return frozenset({self.mail_from.rpartition("@")[2].lower(), *self.mail_from_domains})
+
+    @property
+    def hears_reports(self) -> bool:
+        return bool(self.report_secrets)
 
     @property
     def is_sqlite(self) -> bool:
@@ -133,6 +141,8 @@ def _check_together(config: Config, *, on_dyno: bool) -> None:
         )
     if {token for _, token in config.operator_tokens} & set(config.api_tokens):
         raise ConfigurationError("OPERATOR_TOKENS and API_TOKENS share a token: one of the latter may only send.")
+    if config.hears_reports and (config.idempotency_header or "").lower() == config.report_header.lower():
+        raise ConfigurationError("IDEMPOTENCY_HEADER and REPORT_HEADER name the same header.")
     if on_dyno and config.is_sqlite:
         raise ConfigurationError(
             "DATABASE_URL must name a PostgreSQL database: on a dyno an SQLite file is lost at each restart."

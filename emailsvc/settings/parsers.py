@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from emailsvc.errors import InvalidPayload
+from emailsvc.feedback.routes import READERS
 from emailsvc.intake import addresses
 from emailsvc.intake.signing import decode_secret
 
@@ -88,6 +89,18 @@ def operator_tokens(text: str) -> tuple[tuple[str, str], ...]:
         raise Bad(
             "name:token, separated by blanks or commas, with names of up to 64 letters, digits and . _ @ -, "
             "ASCII tokens of 16 or more characters without a colon, and no token twice"
+        )
+    return pairs
+
+
+def report_secrets(text: str) -> tuple[tuple[str, str], ...]:
+    """Routes and secrets. A route may have two, so that they can be rotated."""
+    found = [re.fullmatch(r"([a-z]+):([!-9;-~]{16,})", word) for word in words(text)]
+    pairs = tuple((one[1], one[2]) for one in found if one and one[1] in READERS)
+    if len(pairs) < len(found):
+        raise Bad(
+            "route:secret, separated by blanks or commas, with ASCII secrets of 16 or more characters without a colon; "
+            f"the routes are {', '.join(READERS)}"
         )
     return pairs
 

@@ -103,7 +103,7 @@ class Crew:
                 self._drains.remove(drain)
 
     def look(self) -> float | None:
-        self.in_doubt.settle(self.engine)
+        self.in_doubt.settle(self.engine, self.config)
         return outbox.look(self.engine)
 
     def recover(self) -> None:
@@ -114,7 +114,7 @@ class Crew:
         try:
             for path, found in left_behind(self._notes):
                 released = sum(
-                    outbox.recover(self.engine, one.token, one.row_id, dot_may_be_sent=one.dot_may_be_sent)
+                    outbox.recover(self.engine, one.token, one.row_id, self.config, dot_may_be_sent=one.dot_may_be_sent)
                     for one in found
                 )
                 if released:
@@ -177,7 +177,7 @@ class Crew:
         while True:
             try:
                 outbox.heartbeat(self.engine, self.name)
-                self.in_doubt.settle(self.engine)  # threads that are all busy do not look
+                self.in_doubt.settle(self.engine, self.config)  # threads that are all busy do not look
             except SQLAlchemyError as exc:
                 log.warning("heartbeat_failed", extra={"fields": {"worker": self.name, "error": brief(exc)}})
             else:
@@ -240,9 +240,10 @@ def _report(swept: Swept) -> None:
         log.warning("worker_lost", extra={"fields": {"email_id": email_id, "state": state}})
     for email_id, reason in swept.buried:
         log.warning("dead_lettered", extra={"fields": {"email_id": email_id, "reason": reason}})
+    outbox.log_settled(swept.settled)
     counts: dict[str, Any] = {
         "uncertain": len(swept.uncertain), "released": swept.released, "dead_lettered": len(swept.buried),
-        "scrubbed": swept.scrubbed, "purged": swept.purged,
+        "settled": len(swept.settled), "scrubbed": swept.scrubbed, "purged": swept.purged,
     }  # fmt: skip
     found = {name: count for name, count in counts.items() if count}
     log.log(logging.INFO if found else logging.DEBUG, "swept", extra={"fields": found})

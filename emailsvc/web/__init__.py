@@ -23,6 +23,7 @@ from emailsvc.web import (
     openapi,
     page,
     problems,
+    reported,
     stats,
     webhook,
 )
@@ -39,7 +40,7 @@ ON_EVERY_ANSWER = {
 """It is about somebody's e-mail, so nothing caches, frames or guesses it."""
 BLUEPRINTS = tuple(
     module.blueprint
-    for module in (webhook, emails, stats, deadletters, delivery, actions, desk, health, metrics, openapi)
+    for module in (webhook, emails, stats, deadletters, delivery, actions, reported, desk, health, metrics, openapi)
 )
 ROUTES = tuple(route for blueprint in BLUEPRINTS for route in blueprint.table)
 

@@ -236,6 +236,18 @@ class ActionQuery(msgspec.Struct, forbid_unknown_fields=True):
     cursor: Cursor | None = None
 
 
+class HeardAnswer(msgspec.Struct):
+    """Of the events in the request: ``repeated`` were known, ``unmatched`` are of no e-mail here, ``ignored`` tell
+    nothing that is kept. ``settled``: so many e-mails are now ``sent`` because of them.
+    """
+
+    noted: Count
+    repeated: Count
+    unmatched: Count
+    ignored: Count
+    settled: Count
+
+
 class ResolvedAnswer(msgspec.Struct):
     id: RowId
     email_id: str

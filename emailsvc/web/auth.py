@@ -19,7 +19,7 @@ from flask import request
 
 from emailsvc import clock
 from emailsvc.context import service
-from emailsvc.errors import ServiceError
+from emailsvc.errors import NotFound, ServiceError
 from emailsvc.intake import signing
 from emailsvc.web.reading import body
 
@@ -28,6 +28,9 @@ log = logging.getLogger("emailsvc.web")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 PAGE_HEADER = "X-Requested-With"
 """Our own pages send it with what changes state. A foreign site cannot: the browser would ask us first (CORS)."""
+
+REPORTS = "reports"
+"""The blueprint of what providers post to."""
 
 _PROXY_HEADERS = (
     *("Forwarded", "Via", "X-Real-IP", "X-Client-IP", "True-Client-IP", "CF-Connecting-IP", "Fly-Client-IP"),
@@ -41,6 +44,8 @@ def refuse_strangers() -> None:
     config = service().config
     if request.endpoint == "health.healthz" or config.api_tokens or config.webhook_secrets or config.operator_tokens:
         return
+    if request.blueprint == REPORTS and config.hears_reports:
+        return  # a provider comes from anywhere, with a secret
     _raise(_not_this_machine("WEBHOOK_SECRETS or API_TOKENS"))
 
 
@@ -77,6 +82,33 @@ def require_client() -> None:
         _raise(_bad_token(scheme, "API_TOKENS"))
     else:
         _raise(_not_this_machine("WEBHOOK_SECRETS or API_TOKENS"))
+
+
+def require_reporter() -> None:
+    """A secret of this very route, in a signature or as the password of HTTP Basic; or a token of an operator's."""
+    config = service().config
+    if not config.hears_reports:
+        raise NotFound("Reports are not taken in: REPORT_SECRETS is not set.")
+    name = (request.endpoint or "").rpartition(".")[2]
+    secrets = [secret for route, secret in config.report_secrets if route == name]
+    scheme, given = _credentials()
+    if scheme == "basic" and _is_one_of(given, secrets):
+        return
+    if not scheme and any(header in request.headers for header in signing.HEADERS):
+        keys = [secret for secret in secrets if signing.is_secret(secret)]
+        try:
+            signing.verify(keys, request.headers.get, body, clock.utcnow().timestamp())
+        except ServiceError as refusal:
+            _raise(refusal)
+    elif not (config.operator_tokens or config.api_tokens) or _not_operator() is not None:
+        _raise(_bad_secret(scheme))
+
+
+def _bad_secret(scheme: str) -> ServiceError:
+    if not scheme:
+        text = "Send a signature, or HTTP Basic with this route's secret of REPORT_SECRETS as the password."
+        return ServiceError(401, "token_required", text)
+    return ServiceError(401, "bad_token", "The password is not this route's secret of REPORT_SECRETS.")
 
 
 def _not_operator() -> ServiceError | None:

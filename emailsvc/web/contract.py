@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import UnionType
 from typing import Literal, TypeVar, get_type_hints
 
 import msgspec
@@ -18,25 +19,26 @@ from emailsvc.web import auth, page
 from emailsvc.web.codes import PROBLEM_CODES
 from emailsvc.web.reading import answer, json_as, optional_json_as, query_as
 
-Access = Literal["client", "operator", "anyone"]
+Access = Literal["client", "operator", "reporter", "anyone"]
 Codes = tuple[str, ...]  # of ``codes.py``, which knows their statuses
 Content = type[msgspec.Struct] | str  # a declaration, or a media type for what is not JSON
+Body = type[msgspec.Struct] | UnionType
 View = TypeVar("View", bound=Callable[..., msgspec.Struct | Response])
 
 _CLOSED = ("not_configured", "bad_host")
 _OPERATOR = ("token_required", "bad_token", *_CLOSED, "cross_site", "database_unavailable")
+_READS = ("invalid_json", "invalid_field", "missing_field", "unknown_field", "too_many", "incomplete_body", "too_large")
+_READS_JSON = (*_READS, "not_json")
 _BY_ACCESS: Mapping[Access, Codes] = {
     "client": ("unsigned", "bad_timestamp", "stale_timestamp", "bad_signature", *_OPERATOR),
     "operator": _OPERATOR,
+    "reporter": ("unsigned", "bad_timestamp", "stale_timestamp", "bad_signature", *_OPERATOR, "not_found", *_READS),
     "anyone": _CLOSED,
 }
-_READS_JSON = (
-    *("invalid_json", "invalid_field", "missing_field", "unknown_field", "too_many", "incomplete_body"),
-    *("too_large", "not_json"),
-)
 _GUARDS: Mapping[Access, Callable[[], None]] = {
     "client": auth.require_client,
     "operator": auth.require_operator,
+    "reporter": auth.require_reporter,
     "anyone": lambda: None,
 }
 
@@ -80,7 +82,7 @@ class Route:
     summary: str
     answers: Mapping[int, Content | tuple[Content, ...]]  # by status
     more: Codes  # beside the codes of every route like it
-    body: type[msgspec.Struct] | None
+    body: Body | None
     body_required: bool
     query: type[msgspec.Struct] | None
     template: str | None  # of the page that a browser gets instead
@@ -89,7 +91,8 @@ class Route:
     def codes(self) -> dict[int, Codes]:
         """By status."""
         access = _BY_ACCESS[self.access] if self.path != "/healthz" else ()
-        declared = ("internal_error", *access, *self.more, *(_READS_JSON if self.body is not None else ()))
+        reads_json = self.body is not None and self.access != "reporter"  # who says of anything that it is anything
+        declared = ("internal_error", *access, *self.more, *(_READS_JSON if reads_json else ()))
         statuses = sorted({PROBLEM_CODES[code][0] for code in declared})
         return {status: tuple(code for code in declared if PROBLEM_CODES[code][0] == status) for status in statuses}
 
@@ -116,7 +119,7 @@ class Routes(Blueprint):
         *,
         answers: Mapping[int, Content | tuple[Content, ...]] | None = None,
         codes: Codes = (),
-        body: type[msgspec.Struct] | None = None,
+        body: Body | None = None,
         body_required: bool = True,
         template: str | None = None,
     ) -> Callable[[View], View]:
@@ -149,7 +152,7 @@ def _answering(
     read = json_as if route.body_required else optional_json_as
 
     def answering(**arguments: object) -> Response:
-        if reads_body and route.body is not None:
+        if reads_body and isinstance(route.body, type):
             arguments["body"] = read(route.body)
         if route.query is not None:
             arguments["query"] = query_as(route.query)

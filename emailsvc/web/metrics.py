@@ -33,6 +33,11 @@ _COUNTERS = {
     "would_absorb": "E-mails sent that a window would have absorbed",
     "sent": "E-mails taken by the mail server, or marked as delivered",
     "failed_attempts": "Attempts that did not end in sent",
+    "delivered": "E-mails reported as delivered",
+    "bounced": "E-mails reported as bounced",
+    "complained": "E-mails complained of",
+    "settled": "E-mails that became sent by a report",
+    "unmatched_reports": "Reports of no e-mail here",
 }
 _GAUGES = {
     "pending": "E-mails waiting to be sent",

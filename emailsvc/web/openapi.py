@@ -14,7 +14,7 @@ from emailsvc.context import service
 from emailsvc.intake import addresses
 from emailsvc.intake.payload import Rules
 from emailsvc.web.answers import Problem
-from emailsvc.web.contract import PATH_PARAMETERS, Content, Route, Routes, routes_of
+from emailsvc.web.contract import PATH_PARAMETERS, Body, Content, Route, Routes, routes_of
 from emailsvc.web.problems import MEDIA_TYPE
 from emailsvc.web.reading import answer
 
@@ -26,6 +26,7 @@ _REF = "#/components/schemas/{name}"
 _SECURITY: Json = {
     "client": [{"token": []}, {"signature": []}],
     "operator": [{"token": []}, {"page": []}],
+    "reporter": [{"report": []}, {"report_signature": []}, {"token": []}],
     "anyone": [],
 }
 _SCHEMES: Json = {
@@ -39,6 +40,17 @@ _SCHEMES: Json = {
         "scheme": "basic",
         "description": "For browsers: any user name, a token of an operator as the password. "
         "What changes state also carries the header X-Requested-With.",
+    },
+    "report": {
+        "type": "http",
+        "scheme": "basic",
+        "description": "Any user name, and as the password a secret that REPORT_SECRETS names for this route.",
+    },
+    "report_signature": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "webhook-signature",
+        "description": "As `signature`, by a secret that REPORT_SECRETS names for this route.",
     },
     "signature": {
         "type": "apiKey",
@@ -100,8 +112,10 @@ def _any_case(name: str) -> str:
     return "".join(f"[{ch.upper()}{ch}]" if ch.isalpha() else ch for ch in name)
 
 
-def _declarations(route: Route) -> list[type[msgspec.Struct]]:
-    kinds = [kind for content in route.answers.values() for kind in _contents(content).values() if kind is not None]
+def _declarations(route: Route) -> list[Body]:
+    kinds: list[Body] = [
+        kind for content in route.answers.values() for kind in _contents(content).values() if kind is not None
+    ]
     return [kind for kind in (route.body, route.query, *kinds) if kind is not None]
 
 

@@ -15,6 +15,7 @@ from werkzeug.http import HTTP_STATUS_CODES
 from emailsvc.errors import ServiceError, brief
 from emailsvc.web import refused
 from emailsvc.web.answers import Problem
+from emailsvc.web.auth import REPORTS
 
 log = logging.getLogger("emailsvc.web")
 
@@ -50,7 +51,9 @@ def _service_error(error: ServiceError) -> Response:
     answer = problem(error.status, error.code, error.detail, error.field)
     if error.status == 401:
         # RFC 9110 §11.6.1. Basic only where a person may be looking, so that no script gets a browser's login window.
-        basic = 'Basic realm="emailsvc", charset="UTF-8", ' if request.method == "GET" else ""
+        # And to providers' reports: Amazon SNS sends its password only when it is asked for it.
+        asks = request.method == "GET" or request.blueprint == REPORTS
+        basic = 'Basic realm="emailsvc", charset="UTF-8", ' if asks else ""
         answer.headers["WWW-Authenticate"] = f'{basic}Bearer realm="emailsvc"'
     return answer
 

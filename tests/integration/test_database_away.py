@@ -167,7 +167,7 @@ def test_a_database_that_is_killed_in_the_middle_of_shared_commits_has_each_outc
     def work(transport: MemoryTransport) -> None:
         while True:
             with suppress(OperationalError):  # of a claim; Huey would come again
-                in_doubt.settle(engine)
+                in_doubt.settle(engine, config)
                 if outbox.look(engine) is None:
                     return
                 drain = Drain(engine, config, transport, threading.Event(), lambda: None, together, in_doubt=in_doubt)
@@ -198,13 +198,13 @@ def test_a_claim_lost_with_its_connection_is_given_back_when_the_database_is(
     with pytest.raises(OperationalError):
         Drain(engine, config, transport, threading.Event(), lambda: None, SentTogether(engine), in_doubt=in_doubt).run()
     own_postgresql.start()
-    wait_for(lambda: _settled(in_doubt, engine), 20, "the database to take the release")
+    wait_for(lambda: _settled(in_doubt, engine, config), 20, "the database to take the release")
     assert (row(engine).status, row(engine).attempts, transport.attempts) == ("pending", 0, [])
 
 
-def _settled(in_doubt: InDoubt, engine: Engine) -> bool:
+def _settled(in_doubt: InDoubt, engine: Engine, config: Config) -> bool:
     try:
-        in_doubt.settle(engine)
+        in_doubt.settle(engine, config)
     except SQLAlchemyError:
         return False
     return True
@@ -229,13 +229,13 @@ def test_a_claim_whose_commit_appears_later_is_given_back_when_it_does(
     drain = Drain(engine, config, transport, threading.Event(), lambda: None, SentTogether(engine), in_doubt=in_doubt)
     with pytest.raises(OperationalError):
         drain.run()
-    in_doubt.settle(engine)
+    in_doubt.settle(engine, config)
     drain.run()
     assert (row(engine).status, transport.attempts) == ("pending", []), "another's lock, for now"
     waiting.commit()
     waiting.close()
     assert row(engine).status == "sending"
-    in_doubt.settle(engine)
+    in_doubt.settle(engine, config)
     drain.run()
     assert row(engine).status == "sent"
 

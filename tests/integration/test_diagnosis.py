@@ -138,7 +138,7 @@ def test_what_waits_and_what_was_given_up_is_told(app: Flask, engine: Engine, co
     made = claim(engine, config)
     for number, result in enumerate([REJECTED, UNCERTAIN, REJECTED]):
         record(engine, config, made, result, number)
-    outbox.release(engine, made.token)
+    outbox.release(engine, made.token, config)
     for name in ("one", "two"):
         outbox.heartbeat(engine, name)
     assert found(app, "workers") == Finding("ok", "workers", "2 alive")

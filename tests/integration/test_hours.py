@@ -50,7 +50,7 @@ def happen(engine: Engine, config: Config) -> None:
     made = claim(engine, config)
     for number, result in enumerate((SENT, DEFERRED, REJECTED)):
         record(engine, config, made, result, number)
-    outbox.release(engine, made.token)
+    outbox.release(engine, made.token, config)
     outbox.cancel(engine, "e")
     accept(engine, config, "a", "a")
     outbox.accept(engine, new_email("a", subject="Other"), config)

@@ -138,7 +138,7 @@ def test_what_a_note_proves_goes_back_and_nothing_else(
     accept(engine, config, *"abc")
     made = claim(engine, config)
     row_id = 0 if begun is None else made.rows[begun].id
-    assert outbox.recover(engine, made.token, row_id, dot_may_be_sent=dot) == len(given_back)
+    assert outbox.recover(engine, made.token, row_id, config, dot_may_be_sent=dot) == len(given_back)
     assert [i for i in "abc" if row(engine, i).status == "pending"] == list(given_back)
 
 

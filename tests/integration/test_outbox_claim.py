@@ -113,15 +113,15 @@ def test_a_claim_whose_reply_was_lost_is_released_by_its_token(engine: Engine, c
     lost = token()
     outbox.claim(engine, lost, config)
     due = row(engine).next_attempt_at
-    assert outbox.release(engine, lost) == 1
-    assert outbox.release(engine, lost) == 0
+    assert outbox.release(engine, lost, config) == 1
+    assert outbox.release(engine, lost, config) == 0
     assert (row(engine).status, row(engine).attempts, row(engine).next_attempt_at) == ("pending", 0, due)
 
 
 def test_release_of_some_rows_keeps_the_others(engine: Engine, config: Config) -> None:
     accept(engine, config, "a", "b")
     made = claim(engine, config)
-    outbox.release(engine, made.token, [made.rows[1].id])
+    outbox.release(engine, made.token, config, [made.rows[1].id])
     assert (row(engine, "a").status, row(engine, "b").status) == ("sending", "pending")
 
 
@@ -186,7 +186,7 @@ def _probe(engine: Engine, config: Config) -> str:
     move_switch(engine, 60, "next_probe_at")
     made = claim(engine, config)
     assert made.probe
-    outbox.release(engine, made.token)
+    outbox.release(engine, made.token, config)
     return str(made.rows[0].email_id)
 
 
@@ -355,7 +355,7 @@ def test_the_claim_uses_its_partial_index_in_a_large_table(engine: Engine, confi
     for _ in range(12):
         made = outbox.claim(engine, token(), config)
         if isinstance(made, Claim):
-            outbox.release(engine, made.token)
+            outbox.release(engine, made.token, config)
     engine.dispose()  # closing a session reports its statistics
     with engine.connect() as connection:
         after = connection.execute(text(scans)).scalar_one()

@@ -199,7 +199,7 @@ def test_a_record_of_what_was_given_back_is_not_taken_for_a_commit_of_its_own(en
     """A release leaves the token on the row: recovered from the note of a worker that was only frozen, say."""
     accept(engine, config)
     made = claim(engine, config)
-    outbox.release(engine, made.token)
+    outbox.release(engine, made.token, config)
     assert not record(engine, config, made, SENT).won
     assert (row(engine).status, row(engine).attempts) == ("pending", 0)
 
@@ -254,7 +254,7 @@ def test_what_is_erased_in_hand_and_released_is_not_sent(engine: Engine, config:
     accept(engine, config)
     made = claim(engine, config)
     outbox.erase(engine, "m-1@example.com")
-    outbox.release(engine, made.token)
+    outbox.release(engine, made.token, config)
     assert (row(engine).status, row(engine).body) == ("cancelled", None)
 
 

@@ -59,7 +59,7 @@ def in_every_state(engine: Engine, config: Config) -> dict[str, Any]:
     made = claim(engine, config)
     for number, result in enumerate([SENT, SENT, DEFERRED, REJECTED, UNCERTAIN, REJECTED]):
         record(engine, config, made, result, number)
-    outbox.release(engine, made.token)
+    outbox.release(engine, made.token, config)
     outbox.cancel(engine, "g")
     outbox.erase(engine, "h@example.com")
     letters = [letter.id for letter in rows(engine, DeadLetter)]
@@ -424,7 +424,7 @@ def test_after_the_database_s_clock_was_set_back_all_is_counted_once(
     made = claim(engine, config)
     record(engine, config, made, SENT)
     record(engine, config, made, REJECTED, 1)
-    outbox.release(engine, made.token)
+    outbox.release(engine, made.token, config)
     assert counts(engine)["pending"] >= 0
     expected |= {
         "received": 11, "duplicates": 2, "pending": 2, "sent": 4, "failed": 3, "dead_letters": 2, "failed_attempts": 5,

@@ -291,7 +291,7 @@ def _mixed(engine: Engine, config: Config) -> None:
     made = claim(engine, config)
     for number, result in enumerate([SENT, SENT, DEFERRED, REJECTED, UNCERTAIN]):
         record(engine, config, made, result, number)
-    outbox.release(engine, made.token)
+    outbox.release(engine, made.token, config)
     outbox.cancel(engine, "f")
     accept(engine, config, "a")
     outbox.accept(engine, new_email("a", subject="Other"), config)

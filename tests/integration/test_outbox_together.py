@@ -101,7 +101,7 @@ def test_it_looks_at_the_switch_when_it_is_written_however_long_that_was_waited_
 def test_a_row_that_is_no_longer_in_hand_spoils_nothing_for_the_others(
     engine: Engine, config: Config, made: Claim, together: SentTogether
 ) -> None:
-    outbox.release(engine, made.token, [made.rows[1].id])
+    outbox.release(engine, made.token, config, [made.rows[1].id])
     outcomes = [_record_as_a_drain_does(engine, config, together, made, n) for n in range(5)]
     assert [outcome.won for outcome in outcomes] == [True, False, True, True, True]
     assert _states(engine) == ["sent", "pending", "sent", "sent", "sent"]

@@ -119,8 +119,8 @@ def batches(grown: Grown) -> None:
 def claims(grown: Grown) -> None:
     for low_first in (False, True):
         made = claim(grown.engine, grown.config, low_first=low_first)
-        outbox.release(grown.engine, made.token, [row.id for row in made.rows[5:]])
-        outbox.release(grown.engine, made.token)
+        outbox.release(grown.engine, made.token, grown.config, [row.id for row in made.rows[5:]])
+        outbox.release(grown.engine, made.token, grown.config)
     outbox.look(grown.engine)
 
 
@@ -131,7 +131,7 @@ def records(grown: Grown) -> None:
     assert outbox.SentTogether(grown.engine).record(made.rows[4], made.token, SENT.reply, 0.1)
     outbox.expire(grown.engine, made.rows[5], made.token, grown.config)
     outbox.renew(grown.engine, made.token, made.rows[6].id, 500)
-    outbox.release(grown.engine, made.token)
+    outbox.release(grown.engine, made.token, grown.config)
 
 
 def outages(grown: Grown) -> None:

@@ -36,7 +36,7 @@ def due(engine: Engine, config: Config) -> list[str]:
     made = outbox.claim(engine, token(), config)
     if isinstance(made, Idle):
         return []
-    outbox.release(engine, made.token)
+    outbox.release(engine, made.token, config)
     return [one.email_id for one in made.rows]
 
 
@@ -148,7 +148,7 @@ def change_one(engine: Engine, config: Config, how: str) -> None:
     made = claim(engine, config)
     if how == "deferred again":
         record(engine, config, made, DEFERRED)
-        outbox.release(engine, made.token)
+        outbox.release(engine, made.token, config)
 
 
 @pytest.mark.parametrize("meanwhile", ["claimed", "cancelled", "deferred again"])

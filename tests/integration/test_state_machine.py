@@ -396,7 +396,9 @@ class Machine(RuleBasedStateMachine):
     @rule(which=numbers)
     def a_note_is_found(self, which: int) -> None:
         noted = self.world.left_behind[which % len(self.world.left_behind)]
-        given_back = outbox.recover(self.world.engine, noted.token, noted.row_id, dot_may_be_sent=noted.dot_may_be_sent)
+        given_back = outbox.recover(
+            self.world.engine, noted.token, noted.row_id, self.world.config, dot_may_be_sent=noted.dot_may_be_sent
+        )
         self.saw("recovered", given_back)
 
     @precondition(lambda self: any(worker.at for worker in self.world.workers) and self.now_and_then())

@@ -53,7 +53,7 @@ def fill(engine: Engine, config: Config) -> None:
     accept(engine, config, "later", "overdue", **fields)
     made = claim(engine, config)
     record(engine, config, made, Result(Outcome.DEFERRED, f"451 {EVIL}", 451), 0)
-    outbox.release(engine, made.token)
+    outbox.release(engine, made.token, config)
     ids = tuple(letter.id for letter in reports.dead_letters(engine).dead_letters if letter.email_id == "running")
     outbox.start(engine, Resolution.REPLAYED, LetterFilter(ids=ids), limit=1, rate=0.1, who=EVIL[:64])
     outbox.pause(engine, EVIL, who=EVIL[:64])

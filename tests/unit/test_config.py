@@ -77,6 +77,17 @@ GOOD: list[tuple[str, str, Any]] = [
     ("WEBHOOK_SECRETS", f"{SECRET}\n {OTHER}", (SECRET, OTHER)),
     ("API_TOKENS", "0123456789abcdef", ("0123456789abcdef",)),
     ("API_TOKENS", "0123456789abcdef , fedcba9876543210", ("0123456789abcdef", "fedcba9876543210")),
+    (
+        "REPORT_SECRETS",
+        "resend:whsec_C2FVsBQIhrscChlQIMV+b5sSYob7oD8=,mine:0123456789abcdef mine:fedcba9876543210",
+        (
+            ("resend", "whsec_C2FVsBQIhrscChlQIMV+b5sSYob7oD8="),
+            ("mine", "0123456789abcdef"),
+            ("mine", "fedcba9876543210"),
+        ),
+    ),
+    ("REPORT_HEADER", "X-PM-Metadata-ref", "X-PM-Metadata-ref"),
+    ("REPORT_WAIT_SECONDS", "0", 0.0),
     ("MAX_REQUEST_BYTES", "1024", 1024),
     ("BODY_RETENTION_SECONDS", "0", 0.0),
     ("EMAIL_RETENTION_DAYS", "30", 30.0),
@@ -147,6 +158,12 @@ BAD: list[tuple[str, str, str]] = [
     ("OPERATOR_TOKENS", ":0123456789abcdef", "name:token"),
     ("OPERATOR_TOKENS", "alice:0123456789abcdef,bob:0123456789abcdef", "no token twice"),
     ("API_TOKENS", "0123456789abcdefü", "ASCII"),
+    ("REPORT_SECRETS", "0123456789abcdef", "route:secret"),
+    ("REPORT_SECRETS", "mine:short", "16 or more characters"),
+    ("REPORT_SECRETS", "sengrid:0123456789abcdef", "the routes are mine, dsn, ses"),
+    ("REPORT_SECRETS", "mine:01234567:89abcdef", "without a colon"),
+    ("REPORT_HEADER", "X-Anything", "X-Email-Ref or X-PM-Metadata-ref"),
+    ("REPORT_WAIT_SECONDS", "-1", "a number from 0 to 86400"),
     ("MAX_REQUEST_BYTES", "10MiB", "a whole number from 1024"),
     ("BODY_RETENTION_SECONDS", "week", "a number from 0"),
     ("EMAIL_RETENTION_DAYS", "-1", "a number from 0"),
@@ -157,7 +174,15 @@ BAD: list[tuple[str, str, str]] = [
     ("WEB_CONCURRENCY", "0", "a whole number from 1 to 1000"),
 ]
 
-MAY_HOLD_SECRETS = ("DATABASE_URL", "REDIS_URL", "SMTP_URL", "WEBHOOK_SECRETS", "API_TOKENS", "OPERATOR_TOKENS")
+MAY_HOLD_SECRETS = (
+    "DATABASE_URL",
+    "REDIS_URL",
+    "SMTP_URL",
+    "WEBHOOK_SECRETS",
+    "API_TOKENS",
+    "OPERATOR_TOKENS",
+    "REPORT_SECRETS",
+)
 
 
 def test_every_setting_has_a_good_and_a_bad_example_here() -> None:
@@ -420,3 +445,10 @@ def test_an_empty_variable_in_the_environment_hides_the_one_in_the_env_file(
 
 def test_no_env_file_is_fine(dotenv: Path) -> None:
     assert config.from_environment(dotenv.parent / "instance").batch_size == 10
+
+
+def test_the_header_of_reports_may_not_be_the_one_of_the_provider_that_de_duplicates() -> None:
+    given = {"IDEMPOTENCY_HEADER": "x-email-ref", "REPORT_SECRETS": "mine:0123456789abcdef"}
+    with pytest.raises(ConfigurationError, match="IDEMPOTENCY_HEADER and REPORT_HEADER"):
+        load(**given)
+    load(IDEMPOTENCY_HEADER="x-email-ref")

@@ -10,6 +10,7 @@ from emailsvc.outbox.moves.absorbing import drop, revive
 from emailsvc.outbox.moves.accepting import Kept, accept
 from emailsvc.outbox.moves.ending import Failed, Tried, defer, fail, fail_waiting, send
 from emailsvc.outbox.moves.resolving import RESOLVE, Letter, deliver, discard, replay
+from emailsvc.outbox.moves.settling import settle
 from emailsvc.outbox.moves.taking import claiming, release
 from emailsvc.outbox.moves.together import Taken, send_together
 from emailsvc.outbox.moves.turning import Held, Moved
@@ -39,4 +40,5 @@ __all__ = [
     "revive",
     "send",
     "send_together",
+    "settle",
 ]

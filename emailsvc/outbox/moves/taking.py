@@ -21,9 +21,9 @@ def claiming(chosen: Select[int] | CompoundSelect[Any], *conditions: ColumnEleme
     return statement.values(claim=bindparam("token"), lease_expires_at=db_in(bindparam("lease")))
 
 
-def release(connection: Connection, held: Held) -> int:
+def release(connection: Connection, held: Held) -> list[int]:
     """``sending → pending``, untouched: the due time stays. What does not match is no longer ours."""
     statement = turn(Status.SENDING, Status.PENDING, *held.guard).values(lease_expires_at=None)
     rows = connection.execute(statement.returning(*MOVED)).all()
     erase_as_asked(connection, [Moved._make(row) for row in rows])
-    return len(rows)
+    return [row.id for row in rows]
