@@ -28,6 +28,7 @@ EVENTS = {
     "cancelled": ("INFO, WARNING", "an operator cancelled it (WARNING: an erased e-mail that was in hand)"),
     "reported": ("INFO, WARNING", "a report about an e-mail was noted: `report`, `kind`, `code` and `text` (WARNING: bounced or complained)"),
     "reports_unmatched": ("INFO", "so many reports of one request (`count`) are of no e-mail here"),
+    "subscription_to_confirm": ("WARNING", "a provider reports nothing before somebody opens this `url`; the service opens none"),
     "settled": ("INFO", "a report proved that the mail server had taken it, which nobody was sure of: it is `sent`"),
     "made_due": ("INFO", "an operator sends it now, or so many `emails`"),
     "viewed": ("INFO", "an operator looked at its content"),

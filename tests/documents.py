@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENV_EXAMPLE = ROOT / ".env.example"
 READMES = (
     ROOT / "README.md",
-    *(ROOT / "emailsvc" / room / "README.md" for room in ("commands", "mail", "settings", "web")),
+    *(ROOT / "emailsvc" / room / "README.md" for room in ("commands", "feedback", "mail", "settings", "web")),
     ROOT / "tests" / "benchmarks" / "README.md",
 )
 BLOCK = re.compile(r"(<!-- (\w+): written by .*? -->\n).*?(<!-- end -->\n)", re.DOTALL)

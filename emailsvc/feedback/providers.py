@@ -17,3 +17,6 @@ PROVIDERS: Mapping[str, Read] = {
     "mailgun": mailgun.read,
     "resend": resend.read,
 }
+
+CONFIRMATIONS: Mapping[str, Callable[[bytes], str | None]] = {"ses": ses.confirmation}
+"""Where a provider wants a URL opened before it reports anything. It is shown to the operator, and never fetched."""

@@ -9,7 +9,7 @@ from emailsvc import outbox
 from emailsvc.context import service
 from emailsvc.feedback.events import Event
 from emailsvc.feedback.own import ReportedEvents
-from emailsvc.feedback.providers import Read
+from emailsvc.feedback.providers import CONFIRMATIONS, Read
 from emailsvc.feedback.routes import OWN, READERS, path_of
 from emailsvc.log import without_addresses
 from emailsvc.vocabulary import Report
@@ -27,7 +27,10 @@ def _taking(name: str, read: Read) -> Callable[[], HeardAnswer]:
     """Whatever its Content-Type: Amazon SNS calls its JSON ``text/plain``."""
 
     def take() -> HeardAnswer:
-        heard = outbox.hear(service().engine, read(body()))
+        raw = body()
+        if name in CONFIRMATIONS and (url := CONFIRMATIONS[name](raw)):
+            log.warning("subscription_to_confirm", extra={"fields": {"route": name, "url": url}})
+        heard = outbox.hear(service().engine, read(raw))
         for email_id, event in heard.noted:
             _log(email_id, event)
         outbox.log_settled(heard.settled)

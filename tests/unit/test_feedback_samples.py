@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import time
 from collections.abc import Callable
@@ -14,18 +13,18 @@ from typing import Any
 
 import pytest
 
+from emailsvc import feedback
 from emailsvc.errors import InvalidPayload
 from emailsvc.feedback import dsn, ses
 from emailsvc.feedback.events import MAX_TEXT, Event
-from emailsvc.feedback.providers import PROVIDERS, Read
+from emailsvc.feedback.providers import PROVIDERS
+from emailsvc.feedback.reference import HEADERS
+from emailsvc.feedback.routes import READERS
 from emailsvc.feedback.sendgrid import MAX_EVENTS
 from emailsvc.vocabulary import Report
+from tests.samples import FILES, REFERENCE, SAMPLES, name_of, spoilt
 
-SAMPLES = Path(__file__).parents[1] / "samples"
-REFERENCE = "4711-0f1e2d3c4b5a6978"
-READERS: dict[str, Read] = {**PROVIDERS, "dsn": dsn.read}
-FILES = sorted(path for name in READERS for path in (SAMPLES / name).iterdir())
-WAYS = 200
+CHAPTER = Path(feedback.__file__).with_name("README.md").read_text()
 
 EXPECTED: dict[str, list[tuple[str | None, ...]]] = {
     "ses/notification-examples-bounce-with-dsn": [("bounced", "hard", "5.1.1")],
@@ -114,11 +113,6 @@ WITHOUT_REFERENCE = {
 }
 
 
-def name_of(path: Path) -> str:
-    """Without the day on which the page was read."""
-    return f"{path.parent.name}/{path.stem[len('2026-11-24-') :]}"
-
-
 def read(path: Path, raw: bytes) -> list[Event]:
     return READERS[path.parent.name](raw)
 
@@ -172,6 +166,28 @@ def test_the_words_and_the_time_of_a_report_are_kept() -> None:
     assert told["dsn/rfc6533-4-international"][0][0] == "550 5.1.1 Postfach unbekannt: jürgen"
 
 
+# The chapter
+
+
+def test_the_provider_that_the_chapter_adds_is_one() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", CHAPTER, re.DOTALL)
+    module: dict[str, Any] = {}
+    exec(compile(code, "the chapter", "exec", dont_inherit=True), module)
+    told = {"type": "bounce", "metadata": {"ref": REFERENCE}, "time": 1793606403, "words": "550 no", "more": [1]}
+    (event,) = module["read"](json.dumps(told).encode())
+    assert (event.event, event.kind, event.reference, event.text) == (Report.BOUNCED, "hard", REFERENCE, "550 no")
+    assert [one.event for one in module["read"](b'{"type": "opened"}')] == ["opened"]
+    with pytest.raises(InvalidPayload, match="type"):
+        module["read"](b"{}")
+
+
+def test_the_chapter_names_every_provider_with_the_header_that_it_hands_back() -> None:
+    rows = re.findall(r"^\| \w+(?: \w+)? \| `/reports/(\w+)` \| (?:`([\w-]+)`|–) \|", CHAPTER, re.MULTILINE)
+    assert {route for route, _ in rows} == PROVIDERS.keys()
+    assert {header for _, header in rows if header} == HEADERS.keys() - {"X-Email-Ref"}
+    assert all(name in CHAPTER for name in ("subscription_to_confirm", "/reports/dsn", "BOUNCE_ADDRESS"))
+
+
 # Amazon's request to confirm a subscription
 
 
@@ -207,56 +223,6 @@ def test_no_other_body_asks_for_a_confirmation() -> None:
 
 breaks = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]").search
 
-STRANGE: list[Any] = [
-    *(None, True, 0, -1, 10**30, 1e308, "", "x" * 5000, "\x00\r\n", "\ud800", "ünï", [], {}, [[]], {"": {}}),
-    *("1970-01-01T00:00:00Z", "9999-99-99T99:99:99Z", 253402300800, "4711-ffffffffffffffff", "{", "[1"),
-]
-
-
-def bytes_spoilt(raw: bytes, rng: random.Random) -> bytes:
-    start, size = rng.randrange(len(raw)), rng.randint(1, 40)
-    noise = bytes(rng.randrange(256) for _ in range(size))
-    return rng.choice(
-        [
-            raw[:start],
-            raw[start:],
-            raw[:start] + raw[start + size :],
-            raw[:start] + noise + raw[start:],
-            raw[:start] + noise + raw[start + size :],
-            raw[:start] + raw[start : start + 200] * 50 + raw[start:],
-            raw[:start] + raw[start:].swapcase(),
-            raw.replace(rng.choice([b'"', b"{", b":", b",", b"\n", b"-"]), b"", rng.randint(1, 5)),
-        ]
-    )
-
-
-def value_spoilt(value: Any, rng: random.Random) -> Any:
-    """One member, however deep, is replaced, left out or said twice."""
-    if isinstance(value, str) and value.startswith("{") and rng.random() < 0.8:
-        return json.dumps(value_spoilt(json.loads(value), rng))
-    if not isinstance(value, dict | list) or not value or rng.random() < 0.1:
-        return rng.choice(STRANGE)
-    keys: list[Any] = list(value) if isinstance(value, dict) else list(range(len(value)))
-    key = rng.choice(keys)
-    spoilt = value.copy()
-    if rng.random() < 0.2:
-        del spoilt[key]
-    elif rng.random() < 0.2 and isinstance(spoilt, list):
-        spoilt.append(spoilt[key])
-    else:
-        spoilt[key] = value_spoilt(value[key], rng)
-    return spoilt
-
-
-def spoilt(path: Path) -> list[bytes]:
-    rng, raw, ways = random.Random(name_of(path)), path.read_bytes(), list[bytes]()
-    for number in range(WAYS):
-        if number % 2 and path.suffix == ".json":
-            ways.append(json.dumps(value_spoilt(json.loads(raw), rng)).encode())
-        else:
-            ways.append(bytes_spoilt(raw, rng))
-    return ways
-
 
 @each_sample
 def test_a_spoilt_body_is_refused_clearly_or_becomes_clean_events(path: Path) -> None:
@@ -272,25 +238,25 @@ def test_a_spoilt_body_is_refused_clearly_or_becomes_clean_events(path: Path) ->
             assert all(text is None or (not breaks(text) and len(text) <= MAX_TEXT) for text in texts), raw
 
 
-@pytest.mark.parametrize("name", PROVIDERS)
+@pytest.mark.parametrize("name", sorted(PROVIDERS))
 @pytest.mark.parametrize(
     "raw", [b"", b"null", b"[]", b"{}", b"1", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000, b"a=b&c=d"]
 )
 def test_what_is_no_body_of_a_provider_is_refused_or_tells_nothing(name: str, raw: bytes) -> None:
     with suppress(InvalidPayload):
-        assert PROVIDERS[name](raw) == []
+        assert READERS[name](raw) == []
 
 
 def test_a_million_events_in_one_body_are_refused() -> None:
     with pytest.raises(InvalidPayload) as refusal:
-        PROVIDERS["sendgrid"](b"[" + b",".join([b"{}"] * 1_000_000) + b"]")
+        READERS["sendgrid"](b"[" + b",".join([b"{}"] * 1_000_000) + b"]")
     assert (refusal.value.code, refusal.value.status) == ("too_many", 400)
-    assert len(PROVIDERS["sendgrid"](b"[" + b",".join([b"{}"] * MAX_EVENTS) + b"]")) == MAX_EVENTS
+    assert len(READERS["sendgrid"](b"[" + b",".join([b"{}"] * MAX_EVENTS) + b"]")) == MAX_EVENTS
 
 
 def test_one_event_that_cannot_be_read_costs_its_neighbours_nothing() -> None:
     good = json.loads((SAMPLES / "sendgrid" / "2026-11-24-event-webhook-reference-bounce.json").read_text())[0]
-    events = PROVIDERS["sendgrid"](json.dumps([good, {"event": 1}, 7, good]).encode())
+    events = READERS["sendgrid"](json.dumps([good, {"event": 1}, 7, good]).encode())
     assert [(one.event, one.reference) for one in events] == [
         *((Report.BOUNCED, REFERENCE), (Report.BOUNCED, None), (Report.BOUNCED, None), (Report.BOUNCED, REFERENCE))
     ]
