@@ -85,6 +85,7 @@ EXPECTED: dict[str, list[tuple[str | None, ...]]] = {
     "resend/webhooks-emails-sent": [("email.sent", None, None)],
     "resend/webhooks-emails-delivered": [("delivered", None, None)],
     "resend/webhooks-emails-delivery-delayed": [("deferred", None, None)],
+    "resend/webhooks-emails-delivery-delayed-without-headers": [("deferred", None, None)],
     "resend/webhooks-emails-bounced": [("bounced", "hard", None)],
     "resend/webhooks-emails-bounced-transient": [("bounced", "soft", None)],
     "resend/webhooks-emails-bounced-2023": [("bounced", "hard", None)],
@@ -108,6 +109,7 @@ EXPECTED: dict[str, list[tuple[str | None, ...]]] = {
 WITHOUT_REFERENCE = {
     "ses/notification-examples-bounce-without-headers",
     "ses/event-publishing-retrieving-sns-examples-rendering-failure",
+    "resend/webhooks-emails-delivery-delayed-without-headers",
     "resend/webhooks-contacts-created",
     "dsn/rfc3834-vacation",
 }
