@@ -21,7 +21,7 @@ from emailsvc.reports.totals import stats
 from emailsvc.reports.waiting import Waiting, what_waits
 from emailsvc.vocabulary import ActionState, Order
 
-MAX_GROUPED = 1_000
+MAX_GROUPED = 500
 """So many dead letters, the newest, are put into groups."""
 
 MAX_WORKERS, MAX_GROUPS, MAX_RUNNING, MAX_OVERDUE, MAX_HAPPENED = 50, 20, 20, 8, 12

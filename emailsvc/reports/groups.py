@@ -52,14 +52,17 @@ def letter_groups(
 
 def _counting(chosen: LetterFilter, among: int | None) -> Select[*tuple[Any, ...]]:
     """One row for each text: what is each e-mail's own in it, SQLite could not tell."""
-    codes = (own_attempt(Attempt.code).label("code"), own_attempt(Attempt.enhanced).label("enhanced"))
-    letters = select(DeadLetter.reason, *codes, DeadLetter.error, DeadLetter.created_at)
-    letters = letters.join(Email, Email.id == DeadLetter.email).where(UNRESOLVED, *chosen.conditions())
+    attempt = own_attempt(Attempt.id).label("attempt")
+    letters = select(DeadLetter.reason, DeadLetter.error, DeadLetter.created_at, attempt)
+    letters = letters.where(UNRESOLVED, *chosen.conditions())
+    if chosen.domain is not None:
+        letters = letters.join(Email, Email.id == DeadLetter.email)
     if among is not None:
         letters = letters.order_by(DeadLetter.created_at.desc(), DeadLetter.id.desc()).limit(among)
-    each = letters.subquery().c
-    common = (each.reason, each.code, each.enhanced, each.error)
-    return select(*common, func.count(), func.min(each.created_at), func.max(each.created_at)).group_by(*common)
+    each = letters.subquery()
+    common = (each.c.reason, Attempt.code, Attempt.enhanced, each.c.error)
+    counted = select(*common, func.count(), func.min(each.c.created_at), func.max(each.c.created_at))
+    return counted.select_from(each).outerjoin(Attempt, Attempt.id == each.c.attempt).group_by(*common)
 
 
 def _answer(key: _Key, group: _Group) -> answers.LetterGroup:
