@@ -82,7 +82,7 @@ def test_what_was_sent_is_what_a_reader_gets(
     assert html is None or lines(text_of(raw, "html")) == lines(html)
     found = list(parsed(raw).iter_attachments()) if files else []
     assert [(each.get_filename(), each.get_payload(decode=True)) for each in found] == [
-        (file.filename.strip(), file.content)  # this reader strips, RFC 2231 does not
+        (email.utils.unquote(file.filename).strip(), file.content)  # this reader unquotes and strips, RFC 2231 does not
         for file in files
     ]
     _is_fit_for_the_wire(raw)
