@@ -7,15 +7,20 @@ from typing import Any
 
 import psycopg
 
+BUSY = "alerts@example.com"
+
 
 @dataclass(frozen=True)
 class Filling:
-    """How many e-mails of each kind. ``hour``: received and sent since the last full hour; ``waiting``: due now."""
+    """How many e-mails of each kind. ``hour``: received and sent since the last full hour; ``waiting``: due now.
+    ``busy``: every so many-th e-mail goes to one recipient.
+    """
 
     stored: int
     hour: int = 0
     waiting: int = 0
     failed: int = 0
+    busy: int = 0
 
 
 def fill(connection: psycopg.Connection[Any], filling: Filling) -> None:
@@ -30,7 +35,10 @@ def fill(connection: psycopg.Connection[Any], filling: Filling) -> None:
             ("failed", filling.failed, _LAST_MONTH, _FAILED),
             ("waiting", filling.waiting, _LAST_MINUTE, _WAITING),
         ):
-            connection.execute(_EMAILS.format(**span).encode(), {"kind": kind, "count": count, **rows})
+            connection.execute(
+                _EMAILS.format(busy=BUSY, **span).encode(),
+                {"kind": kind, "count": count, "busy": filling.busy or None, **rows},
+            )
         for _, definition in indexes:
             connection.execute(definition.encode())
         for statement in (_ATTEMPTS, _LETTERS, *_COUNTERS):
@@ -59,7 +67,8 @@ _EMAILS = """
         email_id, fingerprint, recipient, subject, body, size, message_id, priority, on_uncertain, status, attempts,
         claim, received_at, next_attempt_at, sent_at, final_at, scrubbed_at, last_error
     )
-    SELECT %(kind)s || '-' || n, md5(n::text) || md5(%(kind)s || n), 'user' || n || '@example' || n %% 50 || '.com',
+    SELECT %(kind)s || '-' || n, md5(n::text) || md5(%(kind)s || n),
+        CASE WHEN n %% %(busy)s::int = 0 THEN '{busy}' ELSE 'user' || n || '@example' || n %% 50 || '.com' END,
         CASE WHEN at >= scrubbed OR NOT ended THEN 'Your order' END,
         CASE WHEN at >= scrubbed OR NOT ended THEN repeat('Thank you for your order. ', 12) END,
         400, '<' || md5(%(kind)s || n) || '@localhost>', 1, 'hold', %(status)s, %(attempts)s,

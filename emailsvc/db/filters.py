@@ -14,9 +14,9 @@ from emailsvc.intake.payload import in_utc
 from emailsvc.vocabulary import Priority, State, Status
 
 
-def is_for(address: str) -> ColumnElement[bool]:
+def is_for(address: str, of: Any = Email) -> ColumnElement[bool]:
     """In whatever spelling the recipient was given; the index on the recipient is used."""
-    return func.lower(Email.recipient).in_([func.lower(one) for one in addresses.spellings(address)])
+    return func.lower(of.recipient).in_([func.lower(one) for one in addresses.spellings(address)])
 
 
 def has_priority(priority: Priority) -> ColumnElement[bool]:
@@ -41,8 +41,9 @@ def in_time(wanted: EmailFilter, of: Any = Email) -> Iterator[ColumnElement[bool
 
 
 def matches(wanted: EmailFilter, of: Any = Email) -> Iterator[ColumnElement[bool]]:
-    """All but the recipient."""
     yield from in_time(wanted, of)
+    if wanted.user is not None:
+        yield is_for(wanted.user, of)
     if wanted.state is not None:
         yield from is_in(wanted.state, of)
     if wanted.duplicate_of is not None:

@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import Connection, Engine, case, func, select, update
 
 from emailsvc.db.absorbed import IS_ABSORBED, IS_FIRST_UNSENT
-from emailsvc.db.filters import is_for, matches
+from emailsvc.db.filters import matches
 from emailsvc.db.models import Email, has_status
 from emailsvc.db.sqltime import db_now
 from emailsvc.errors import Conflict, InvalidPayload, NotFound
@@ -87,15 +87,19 @@ def _send_now(connection: Connection, email_id: str, who: str | None) -> datetim
 
 
 def send_many_now(
-    engine: Engine, wanted: EmailFilter, *, limit: int = 1000, dry_run: bool = False, who: str | None = None
+    engine: Engine,
+    wanted: EmailFilter,
+    *,
+    limit: int = 1000,
+    dry_run: bool = False,
+    who: str | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> Expedited:
     """Make up to ``limit`` of those that match due at once, in the order in which they would be. With ``dry_run`` they
-    are only counted. Raises InvalidPayload.
+    are only counted. Raises InvalidPayload. ``progress`` is told after each chunk how many of how many were looked at.
     """
     _check(wanted, dry_run)
     which = [IS_FIRST_UNSENT if wanted.first_unsent else _PENDING, *matches(wanted)]
-    if wanted.user is not None:
-        which.append(is_for(wanted.user))
     # Which they are is decided once, here: what is deferred anew meanwhile is not hurried again.
     chosen = select(Email.id).where(*which, _STANDING.in_(["waiting", "absorbed"]))
     chosen = chosen.order_by(Email.priority, Email.next_attempt_at, Email.id)
@@ -108,7 +112,8 @@ def send_many_now(
     if ids and not dry_run:
         asked = _asked(wanted) | {"limit": limit}
         action = in_transaction(engine, lambda one: actions.note(one, ActionKind.MADE_DUE, who, asked=asked))
-        made_due = sum(_in_chunks(engine, ids, action, revive_some if wanted.first_unsent else _make_due))
+        move = revive_some if wanted.first_unsent else _make_due
+        made_due = sum(_in_chunks(engine, ids, action, move, progress))
     left_out = (counts.get(standing, 0) for standing in ("due", "scheduled", "uncertain"))
     return Expedited(sum(counts.values()), made_due, *left_out)
 
@@ -132,9 +137,12 @@ def _asked(wanted: EmailFilter) -> dict[str, object]:
     return named | ({"user": mask(wanted.user)} if wanted.user is not None else {})
 
 
-def _in_chunks(engine: Engine, ids: Sequence[int], action: int, make_due: _MakeDue) -> Iterator[int]:
+def _in_chunks(
+    engine: Engine, ids: Sequence[int], action: int, make_due: _MakeDue, progress: Callable[[int, int], None]
+) -> Iterator[int]:
     for n in range(0, len(ids), CHUNK):
         yield in_transaction(engine, partial(_make_some_due, ids=ids[n : n + CHUNK], action=action, make_due=make_due))
+        progress(min(n + CHUNK, len(ids)), len(ids))
 
 
 def _make_some_due(connection: Connection, ids: Sequence[int], action: int, make_due: _MakeDue) -> int:

@@ -1,8 +1,9 @@
 """E-mails found by what an operator knows of them, in pages.
 
-Each page is read along an index there is, so that the size of the table makes no difference; all e-mail of one
-recipient is read for each, as no index has it in order. Where the index does not know all that was asked for, the walk
-ends after ``MAX_WALK`` e-mails: the page may then be short, even empty, and its cursor leads on.
+Each page is read along an index there is, so that the size of the table makes no difference. Where the index does not
+know all that was asked for, the walk ends after ``MAX_WALK`` e-mails: the page may then be short, even empty, and its
+cursor leads on. No index has the e-mail of one recipient in order: up to ``MAX_SORTED`` are read for each page, and a
+recipient of more is looked for on the walk that would be made without one.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from emailsvc.vocabulary import Order, Priority, State, Status
 MAX_WALK = 5_000
 
 MAX_SORTED = 10_000
-"""So many pending e-mails are sorted by their age, which no index knows of them."""
+"""So many e-mails of one recipient, or pending ones, are sorted by their age, which no index knows of them."""
 
 _ASKED = select(
-    Email.id, Email.status, Email.priority, Email.received_at, Email.sent_at, Email.next_attempt_at, Email.last_error,
-    Email.duplicate_of,
+    Email.id, Email.recipient, Email.status, Email.priority, Email.received_at, Email.sent_at, Email.next_attempt_at,
+    Email.last_error, Email.duplicate_of,
 )  # fmt: skip
 """What searches ask of each e-mail; the rest is read of those on the page alone."""
 
@@ -113,7 +114,7 @@ class _Walk:
     def place_of(self, row: Found) -> Place:
         return EPOCH if self.moment is None else getattr(row, self.moment), row.id
 
-    def along(self, *conditions: ColumnElement[bool], asks_more: bool = False) -> _Source:
+    def along(self, *conditions: ColumnElement[bool], asks_more: bool) -> _Source:
         return _Source(self._first(conditions, self._size(asks_more)), asks_more)
 
     def along_each_priority(self, *conditions: ColumnElement[bool], asks_more: bool) -> _Source:
@@ -165,24 +166,25 @@ def _page(connection: Connection, walk: _Walk) -> tuple[list[Found], Place | Non
 
 def _source(connection: Connection, walk: _Walk) -> _Source:
     wanted = walk.wanted
-    if wanted.user is not None or wanted.first_unsent:
-        return _all(
-            *([is_for(wanted.user)] if wanted.user else []), *([IS_FIRST_UNSENT] if wanted.first_unsent else [])
-        )
+    if wanted.first_unsent:
+        return _all(IS_FIRST_UNSENT, *([is_for(wanted.user)] if wanted.user else []))
+    asks_whose = wanted.user is not None
+    if wanted.user is not None and _are_few_by_index(connection, theirs := is_for(wanted.user)):
+        return _all(theirs)
     if wanted.state is None:
-        return walk.along(*in_time(wanted))
-    has_times = wanted.since is not None or wanted.until is not None
+        return walk.along(*in_time(wanted), asks_more=asks_whose)
+    asks_more = asks_whose or wanted.since is not None or wanted.until is not None
     if wanted.duplicate_of is not None:
-        return walk.along(Email.duplicate_of == wanted.duplicate_of, asks_more=has_times)
+        return walk.along(Email.duplicate_of == wanted.duplicate_of, asks_more=asks_more)
     if wanted.state in (State.CANCELLED, State.ABSORBED):
         return walk.along(has_status(Status.CANCELLED), asks_more=True)
     in_state = has_status(Status(wanted.state))
     if wanted.state is State.SENT:
-        return walk.along(in_state, *in_time(wanted))
+        return walk.along(in_state, *in_time(wanted), asks_more=asks_whose)
     if wanted.state is State.FAILED:
-        return walk.along(in_state, asks_more=has_times or wanted.error is not None)
+        return walk.along(in_state, asks_more=asks_more or wanted.error is not None)
     if walk.ascending:
-        return walk.along_each_priority(in_state, asks_more=has_times)
+        return walk.along_each_priority(in_state, asks_more=asks_more)
     if wanted.priority is not None:
         in_state &= has_priority(wanted.priority)
     if wanted.state is State.SENDING or _are_few(connection, in_state):
@@ -193,6 +195,12 @@ def _source(connection: Connection, walk: _Walk) -> _Source:
 def _all(*which: ColumnElement[bool]) -> _Source:
     """By the index of just these: the offset keeps a planner from walking along another in the order of the page."""
     return _Source(_ASKED.where(*which).offset(0))
+
+
+def _are_few_by_index(connection: Connection, theirs: ColumnElement[bool]) -> bool:
+    if connection.dialect.name == "postgresql":  # or of a recipient of many it looks for the first in the table itself
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+    return _are_few(connection, theirs)
 
 
 def _are_few(connection: Connection, which: ColumnElement[bool]) -> bool:

@@ -27,10 +27,9 @@ from emailsvc.app import create_app
 from emailsvc.db import schema
 from emailsvc.settings import config as configuration
 from tests.benchmarks.side_by_side import insist_on_quiet, options, percentile, print_table
-from tests.fill import Filling, fill
+from tests.fill import BUSY, Filling, fill
 from tests.servers import PostgreSQL
 
-BUSY = "alerts@example.com"
 DAYS = 30
 
 _SHAPE = (

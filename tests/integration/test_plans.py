@@ -22,11 +22,12 @@ from sqlalchemy import Engine, text
 from emailsvc import outbox
 from emailsvc.app import create_app
 from emailsvc.outbox import rolling
+from emailsvc.reports import searching
 from emailsvc.settings import config as configuration
 from emailsvc.settings.config import Config
 from tests.emails import DEFERRED, OUTAGE, SENT, SUSPENDED, UNCERTAIN, claim, move_switch
 from tests.factories import new_email
-from tests.fill import Filling, fill
+from tests.fill import BUSY, Filling, fill
 from tests.servers import PostgreSQL
 
 SIZES = 20_000, 200_000
@@ -51,7 +52,7 @@ class Grown:
         name = server.create_database(template)
         with closing(server.connect(name)) as connection:
             share = size // 10
-            fill(connection, Filling(size - 4 * share, hour=2 * share, waiting=share, failed=share))
+            fill(connection, Filling(size - 4 * share, hour=2 * share, waiting=share, failed=share, busy=10))
             for setting in ("log_min_duration = 0", "log_analyze = on", "log_buffers = on", "log_format = json"):
                 connection.execute(f'ALTER DATABASE "{name}" SET auto_explain.{setting}'.encode())
             connection.execute(f'ALTER DATABASE "{name}" SET session_preload_libraries = auto_explain'.encode())
@@ -96,6 +97,7 @@ def databases(
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MARGIN_SECONDS", "MIN_STEP_SECONDS"):
             patch.setattr(rolling, name, 0.0)
+        patch.setattr(searching, "MAX_SORTED", SIZES[0] // 20)
         folders = (tmp_path_factory.mktemp("grown") / "instance" for _ in SIZES)
         grown = [Grown(postgresql, _postgresql_template, *each) for each in zip(SIZES, folders, strict=True)]
         yield grown
@@ -173,12 +175,14 @@ SINCE, UNTIL = "2020-01-01T00:00:00Z", "2090-01-01T00:00:00Z"
 SEARCHES = (
     {}, {"user": "user100@example0.com"}, {"since": SINCE, "until": UNTIL}, {"state": "sent"}, {"state": "failed"},
     {"state": "sent", "since": SINCE, "until": UNTIL}, {"state": "cancelled"}, {"state": "sending"}, {"order": "due"},
-    {"order": "due", "state": "pending", "priority": "normal"},
+    {"order": "due", "state": "pending", "priority": "normal"}, {"user": BUSY}, {"user": BUSY, "state": "failed"},
 )  # fmt: skip
 
 
 def searches(grown: Grown) -> None:
-    """Those whose index knows all that is asked for; the others look at 10,000 e-mails at most."""
+    """Those whose index knows all that is asked for, and those of a recipient of many; the others look at 10,000
+    e-mails at most.
+    """
     client = grown.app.test_client()
     for wanted in SEARCHES:
         cursor = None
