@@ -11,7 +11,7 @@ from flask import Flask
 
 from emailsvc import __version__, outbox, reports
 from emailsvc.commands import diagnosis
-from emailsvc.commands.base import Command, as_, progress, show
+from emailsvc.commands.base import Command, Printing, as_, progress, show, tell
 from emailsvc.commands.finding import emails
 from emailsvc.commands.following import follow
 from emailsvc.commands.journal import actions
@@ -66,20 +66,20 @@ def end_outage(who: str) -> None:
     show(reports.delivery_state(own.engine))
 
 
-@click.command()
+@click.command(cls=Printing)
 def check() -> None:
     """Look at configuration, database, Redis, SMTP login and the invariant; exit 1 when something is wrong."""
     findings = diagnosis.diagnose(service())
-    for finding in findings:
-        click.echo(f"{finding.level:7} {finding.subject}: {finding.text}")
+    tell({"findings": findings}, *(f"{one.level:7} {one.subject}: {one.text}" for one in findings))
     if any(finding.level == "wrong" for finding in findings):
         raise SystemExit(1)
 
 
-@click.command()
+@click.command(cls=Printing)
 def version() -> None:
     """What runs here. Needs no database."""
-    click.echo(f"emailsvc {__version__}, schema {schema.newest()}, Python {platform.python_version()}")
+    runs = {"emailsvc": __version__, "schema": schema.newest(), "Python": platform.python_version()}
+    tell(runs, ", ".join(f"{name} {number}" for name, number in runs.items()))
 
 
 @click.command("send-test", cls=Command)
@@ -97,7 +97,8 @@ def send_test(address: str, wait: bool) -> None:
     rules = Rules(own.config.from_domains, own.config.idempotency_header)
     accepted = outbox.accept(own.engine, parse_email(json.dumps(payload).encode(), rules), own.config)
     own.wake()
-    click.echo(f"accepted as {accepted.email_id}; a running worker sends it")
+    words = f"accepted as {accepted.email_id}; a running worker sends it"
+    tell({"status": "accepted", "email_id": accepted.email_id, "state": accepted.state}, words)
     if wait:
         follow(own.engine, accepted.email_id)
 
@@ -111,10 +112,11 @@ def erase(address: str, who: str) -> None:
     The ids stay. If it is cut short, run it again: it goes on where it stopped.
     """
     count = outbox.erase(service().engine, address, progress, who=who)
-    click.echo(f"{count} e-mail{'' if count == 1 else 's'} erased")
+    tell({"erased": count}, f"{count} e-mail{'' if count == 1 else 's'} erased")
 
 
-@click.command()
+@click.command(cls=Printing)
 def secret() -> None:
     """Print a new secret for WEBHOOK_SECRETS."""
-    click.echo(signing.make_secret())
+    made = signing.make_secret()
+    tell({"secret": made}, made)

@@ -8,7 +8,7 @@ import click
 
 from emailsvc import outbox, reports
 from emailsvc.clock import isoformat
-from emailsvc.commands.base import Command, as_, json_, show, show_page
+from emailsvc.commands.base import Command, as_, progress, show, tell
 from emailsvc.context import service
 from emailsvc.intake.decoding import convert
 from emailsvc.intake.filters import EmailFilter
@@ -48,11 +48,9 @@ def emails() -> None:
 )
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True)
 @click.option("--cursor", help="next_cursor of the page before")
-@json_
 def list_(order: str, limit: int, cursor: str | None, **given: str | bool | None) -> None:
     """Find them, newest first or by when they are due."""
-    page = reports.search(service().engine, _chosen(given), order=Order(order), limit=limit, cursor=cursor)
-    show_page(page.emails, page, page.next_cursor)
+    show(reports.search(service().engine, _chosen(given), order=Order(order), limit=limit, cursor=cursor))
 
 
 @emails.command("show", cls=Command)
@@ -78,18 +76,18 @@ def send(email_id: str | None, limit: int, dry_run: bool, who: str, **given: str
     elif dry_run or any(given.values()):
         raise click.UsageError("Give either an id or a filter.")
     else:
-        due = outbox.send_now(service().engine, email_id, who=who)
-        click.echo(f"{email_id}: due since {isoformat(due)}")
+        due = isoformat(outbox.send_now(service().engine, email_id, who=who))
+        answer = {"email_id": email_id, "state": "pending", "next_attempt_at": due}
+        tell(answer, f"{email_id}: due since {due}")
     service().wake()
 
 
 def _send_many(wanted: EmailFilter, limit: int, dry_run: bool, who: str) -> None:
-    done = outbox.send_many_now(service().engine, wanted, limit=limit, dry_run=dry_run, who=who)
-    click.echo(f"{done.made_due} of {done.matching} {'would be ' if dry_run else ''}made due")
-    for count, why in (
-        (done.already_due, "due already"),
-        (done.scheduled, "not before their send_at"),
-        (done.uncertain_left_out, "left out: an attempt was uncertain"),
-    ):
-        if count:
-            click.echo(f"{count} {why}")
+    done = outbox.send_many_now(service().engine, wanted, limit=limit, dry_run=dry_run, who=who, progress=progress)
+    left = {
+        "due already": done.already_due,
+        "not before their send_at": done.scheduled,
+        "left out: an attempt was uncertain": done.uncertain_left_out,
+    }
+    made_due = f"{done.made_due} of {done.matching} {'would be ' if dry_run else ''}made due"
+    tell(done, made_due, *(f"{count} {why}" for why, count in left.items() if count))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 
 import click
+import msgspec
 from sqlalchemy import Engine
 
 from emailsvc import reports
 from emailsvc.clock import monotonic
-from emailsvc.commands.terminal import shown
+from emailsvc.commands.base import tell
+from emailsvc.commands.terminal import event_words, shown
 from emailsvc.vocabulary import State
 
 WAIT_SECONDS = 120.0
@@ -22,8 +24,8 @@ def follow(engine: Engine, email_id: str) -> None:
     while True:
         found = reports.email(engine, email_id)
         for event in found.timeline[told:]:
-            words = shown(event.text or event.error or "")
-            click.echo(f"{event.at} {event.event} {words}".rstrip())
+            words = shown(event_words(msgspec.to_builtins(event)))
+            tell(event, f"{event.at} {event.event} {words}".rstrip())
         told = len(found.timeline)
         if found.state is State.SENT:
             return

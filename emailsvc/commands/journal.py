@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from emailsvc import outbox, reports
-from emailsvc.commands.base import Command, as_, json_, show, show_page
-from emailsvc.commands.letters import ID
+from emailsvc.commands.base import Command, as_, show, tell
+from emailsvc.commands.letters import ID, Moment
 from emailsvc.context import service
 from emailsvc.vocabulary import ActionKind
 
@@ -18,16 +20,15 @@ class Listing(Command, click.Group):
 @click.group(cls=Listing, invoke_without_command=True)
 @click.option("--kind", type=click.Choice([kind.value for kind in ActionKind]))
 @click.option("--who")
+@click.option("--since", type=Moment())
+@click.option("--until", type=Moment())
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True)
 @click.option("--cursor", help="next_cursor of the page before")
-@json_
 @click.pass_context
-def actions(ctx: click.Context, kind: str | None, who: str | None, limit: int, cursor: str | None) -> None:
+def actions(ctx: click.Context, /, kind: str | None, **given: Any) -> None:
     """Who did what, newest first."""
     if ctx.invoked_subcommand is None:
-        kinds = None if kind is None else ActionKind(kind)
-        page = reports.actions(service().engine, kind=kinds, who=who, limit=limit, cursor=cursor)
-        show_page(page.actions, page, page.next_cursor)
+        show(reports.actions(service().engine, kind=None if kind is None else ActionKind(kind), **given))
 
 
 @actions.command("show", cls=Command)
@@ -43,4 +44,5 @@ def show_(number: int) -> None:
 def stop(number: int, who: str) -> None:
     """Move no more of its dead letters."""
     left = outbox.stop(service().engine, number, who=who)
-    click.echo(f"action {number} is stopped, and {left} dead letters stay")
+    answer = {"id": number, "state": "stopped", "left": left}
+    tell(answer, f"action {number} is stopped, and {left} dead letters stay")

@@ -13,7 +13,7 @@ import click
 from msgspec.structs import asdict
 
 from emailsvc import outbox, reports
-from emailsvc.commands.base import Command, as_, json_, progress, show, show_page
+from emailsvc.commands.base import Command, as_, progress, show, tell
 from emailsvc.context import service
 from emailsvc.db.choosing import EVERY, LetterFilter
 from emailsvc.vocabulary import ActionState, Reason, Resolution
@@ -86,22 +86,18 @@ def dead_letters() -> None:
 @click.option("--resolved", is_flag=True, help="those that were resolved already")
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True)
 @click.option("--cursor", help="next_cursor of the page before")
-@json_
 @filtered
 def list_(chosen: LetterFilter, resolved: bool, limit: int, cursor: str | None) -> None:
     """Newest first."""
-    page = reports.dead_letters(service().engine, chosen, resolved=resolved, limit=limit, cursor=cursor)
-    show_page(page.dead_letters, page, page.next_cursor)
+    show(reports.dead_letters(service().engine, chosen, resolved=resolved, limit=limit, cursor=cursor))
 
 
 @dead_letters.command(cls=Command)
 @click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
-@json_
 @filtered
 def groups(chosen: LetterFilter, limit: int) -> None:
     """By reason, the reply's codes and its words; the largest first."""
-    page = reports.letter_groups(service().engine, chosen, limit=limit)
-    show_page(page.groups, page, None)
+    show(reports.letter_groups(service().engine, chosen, limit=limit))
 
 
 @dead_letters.command("show", cls=Command)
@@ -162,16 +158,16 @@ def _one_or_many(
         _follow(outbox.start(engine, resolution, chosen, limit=limit, rate=rate, who=who))
     else:
         count = outbox.resolve_many(engine, resolution, chosen, limit=limit, who=who, progress=progress)
-        click.echo(f"{count} {resolution}")
+        tell({resolution.value: count}, f"{count} {resolution}")
 
 
 def _resolve(act: Callable[..., outbox.Resolved], number: int, who: str) -> None:
     resolved = act(service().engine, number, who=who)
-    click.echo(f"dead letter {resolved.id} of {resolved.email_id}: {resolved.resolution}")
+    tell(resolved, f"dead letter {resolved.id} of {resolved.email_id}: {resolved.resolution}")
 
 
 def _preview(would: outbox.Preview, resolution: Resolution) -> None:
-    click.echo(f"{would.would_move} would be {resolution}")
+    tell(would, f"{would.would_move} would be {resolution}")
     left = {"uncertain, left out": would.uncertain_left_out, "whose content is gone": would.content_gone}
     for what, count in {"that match": would.matching, **left}.items():
         click.echo(f"{count} {what}", err=True)
@@ -180,9 +176,9 @@ def _preview(would: outbox.Preview, resolution: Resolution) -> None:
 def _follow(number: int) -> None:
     """On a terminal until it is over; Ctrl-C ends the looking, and not the action."""
     action = reports.action(service().engine, number)
-    click.echo(f"action {number}: {action.total} dead letters, {action.rate:g} a second")
+    tell(action, f"action {number}: {action.total} dead letters, {action.rate:g} a second")
     click.echo(f"`flask actions show {number}` tells how far it is, `flask actions stop {number}` ends it", err=True)
     while sys.stderr.isatty() and action.state is ActionState.RUNNING:
         time.sleep(FOLLOW_SECONDS)
         action = reports.action(service().engine, number)
-        progress(action.done or 0)
+        progress(action.done or 0, action.total)

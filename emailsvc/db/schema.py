@@ -34,6 +34,12 @@ def newest() -> str:
     return _known()[0]
 
 
+def steps_from(revision: str | None) -> int:
+    """How many revisions of this code a database lacks that has this one; none when it is newer than the code."""
+    known = (*_known(), None)
+    return known.index(revision) if revision in known else 0
+
+
 def is_older(engine: Engine) -> bool:
     """Does the database lack something this code needs? A newer schema is fine: migrations only add.
 
@@ -49,8 +55,7 @@ def current_revision(connection: Connection) -> str | None:
 
 
 def _lacks_something(revision: str | None) -> bool:
-    known = _known()
-    return revision is None or (revision in known and revision != known[0])
+    return steps_from(revision) > 0
 
 
 def unfit_encoding(connection: Connection) -> str | None:

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Update,
     and_,
     case,
+    delete,
     false,
     func,
     literal_column,
@@ -90,7 +91,8 @@ def start(
     """Begin an action on the oldest ``limit`` unresolved letters that match; its id.
 
     Left out are those with an uncertain attempt unless ``chosen`` names them, for a replay those whose content is gone,
-    and those that a running action has to move. At a ``rate``, in letters a second, the workers move them.
+    and those that a running action has to move. At a ``rate``, in letters a second, the workers move them; without one,
+    an action that finds nothing to move leaves no entry in the journal.
     """
 
     def begin(connection: Connection) -> int:
@@ -99,6 +101,9 @@ def start(
         connection.execute(_mark(action, resolution, chosen, limit))
         marked = select(func.count()).where(DeadLetter.action == action, UNRESOLVED)  # SQLite's driver counts no WITH
         total = connection.execute(marked).scalar_one()
+        if not total and not rate:
+            connection.execute(delete(Action).where(Action.id == action))
+            return action
         first = db_now() if rate else db_in(ORPHANED_SECONDS)
         begun = {"state": ActionState.RUNNING.value, "next_at": first} if total else {}
         connection.execute(update(Action).where(Action.id == action).values(total=total, rate=rate, **begun))
@@ -114,15 +119,15 @@ def resolve_many(
     *,
     limit: int,
     who: str | None = None,
-    progress: Callable[[int], None] = lambda _done: None,
+    progress: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> int:
     """``start``, and move all of it now; how many those were. Should this break off, the workers go on."""
     action = start(engine, resolution, chosen, limit=limit, who=who)
     mine = partial(_move, which=Action.id == action, patient=True)
-    while (done := in_transaction(engine, mine)) is not None:
-        progress(done)
+    while (moved := in_transaction(engine, mine)) is not None:
+        progress(*moved)
     with engine.connect().execution_options(read_only=True) as connection:
-        return connection.execute(select(Action.done).where(Action.id == action)).scalar_one() or 0
+        return connection.execute(select(Action.done).where(Action.id == action)).scalar() or 0
 
 
 def _told(chosen: LetterFilter) -> dict[str, Any]:
@@ -183,9 +188,9 @@ def _ended(state: ActionState) -> dict[str, Any]:
     return {"state": state.value, "next_at": None, "ended_at": db_now()}
 
 
-def _move(connection: Connection, which: ColumnElement[bool], *, patient: bool) -> int | None:
-    """A chunk of one action, which nobody else has in hand meanwhile; how many are moved so far. None: there is no such
-    action, it has ended, or what is left of it is locked, for which only the ``patient`` wait.
+def _move(connection: Connection, which: ColumnElement[bool], *, patient: bool) -> tuple[int, int] | None:
+    """A chunk of one action, which nobody else has in hand meanwhile; how many are moved so far, and of how many. None:
+    there is no such action, it has ended, or what is left of it is locked, for which only the ``patient`` wait.
     """
     action = _take(connection, which, patient=patient)
     if action is None:
@@ -201,7 +206,8 @@ def _move(connection: Connection, which: ColumnElement[bool], *, patient: bool) 
     _resolve(connection, action, {Letter(*row): first + n * each for n, row in enumerate(rows)})
     again = first + len(rows) * each if action.rate else ORPHANED_SECONDS * patient
     moved = update(Action).where(Action.id == action.id).values(done=Action.done + len(rows), next_at=db_in(again))
-    return connection.execute(moved.returning(Action.done)).scalar_one()
+    done, total = connection.execute(moved.returning(Action.done, Action.total)).one()
+    return done or 0, total or 0
 
 
 def _take(connection: Connection, which: ColumnElement[bool], *, patient: bool) -> Row[*tuple[Any, ...]] | None:

@@ -1,11 +1,12 @@
 """Many dead letters replayed by a filter at a rate, among fresh e-mail, while workers are killed and all is restarted.
 
-    python -m tests.benchmarks.bulk                              100,000 at 600 a second, in about four minutes
+    python -m tests.benchmarks.bulk                              100,000 at 600 a second, in less than five minutes
     python -m tests.benchmarks.bulk --letters 3000 --rate 100
 
 On PostgreSQL with fsync, Redis and Postfix's smtp-sink, all on loopback, by two workers of four threads. A third of the
 way through one of the workers is killed, two thirds of the way through everything is ended and started again. Fresh
-e-mail waits from its acceptance to the record of its outcome, both told by the database.
+e-mail waits from its acceptance to the record of its outcome, both told by the database. Then 2,000 are replayed to a
+mail server that refuses them again at once, first at the rate and then without one: each must be tried once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,11 @@ from psycopg import Connection
 from tests.benchmarks.stand import Stand
 from tests.factories import payload
 from tests.servers import SmtpSink, wait_for
+from tests.smtpd import Smtpd
 from tests.stack import Stack
 
 FRESH_A_SECOND = 20
+REFUSED_AGAIN = 2_000
 
 LETTERS = (
     """INSERT INTO emails (email_id, fingerprint, recipient, subject, body, size, message_id, status, priority,
@@ -43,6 +47,10 @@ LETTERS = (
 )
 WAITS = """SELECT percentile_cont(ARRAY[0.5, 0.99]) WITHIN GROUP (ORDER BY extract(epoch FROM sent_at - received_at))
            FROM emails WHERE email_id LIKE %(phase)s AND status = 'sent'"""
+
+
+RUNNING = "SELECT id FROM actions WHERE state = 'running'"
+TRIED = "SELECT count(*) FROM attempts GROUP BY email"
 
 
 class KeepingSink(SmtpSink):
@@ -85,9 +93,7 @@ class Fresh:
 def run(stand: Stand, letters: int, rate: float) -> dict[str, object]:
     with contextlib.closing(KeepingSink()) as sink:
         stack = stand.deploy(workers=2, SMTP_URL=f"smtp://127.0.0.1:{sink.port}", LOG_LEVEL="WARNING")
-        with stand.postgresql.connect(stack.environ["DATABASE_URL"].rpartition("/")[2]) as connection:
-            for statement in LETTERS:
-                connection.execute(statement, {"count": letters})
+        with _filled(stand, stack, letters) as connection:
             fresh = Fresh(stack)
             try:
                 time.sleep(15)
@@ -96,6 +102,31 @@ def run(stand: Stand, letters: int, rate: float) -> dict[str, object]:
                 fresh.end()
             stats = stack.wait_settled(120)
             return _told(connection, sink.copies(), stats) | {"marked in, s": started, "replay took, s": seconds}
+
+
+@contextlib.contextmanager
+def _filled(stand: Stand, stack: Stack, letters: int) -> Iterator[Connection[Any]]:
+    with stand.postgresql.connect(stack.environ["DATABASE_URL"].rpartition("/")[2]) as connection:
+        for statement in LETTERS:
+            connection.execute(statement, {"count": letters})
+        yield connection
+
+
+def again(stand: Stand, letters: int, rate: float) -> dict[str, object]:
+    """How often each was tried, whose new letter is one that the same filter would find."""
+    told: dict[str, object] = {}
+    with Smtpd(keep_commands=False, refuse=lambda _recipient: "552 5.2.2 mailbox full") as server:
+        stack = stand.deploy(workers=2, SMTP_URL=f"smtp://127.0.0.1:{server.port}", LOG_LEVEL="WARNING")
+        with _filled(stand, stack, letters) as connection:
+            for before, (how, given) in enumerate((("at the rate", {"rate": rate}), ("without one", {})), 1):
+                reply = stack.post({"code": 552, "limit": letters, **given}, "/stats/dead-letters/replay")
+                assert reply.status == (202 if given else 200), reply
+                wait_for(lambda: not connection.execute(RUNNING).fetchall(), 60, "the end of it", pause=0.2)
+                stats = stack.wait_settled(60)
+                tried = Counter(count - before for (count,) in connection.execute(TRIED))
+                told[f"refused again, {how}: tried so often, so many"] = dict(tried)
+                assert stats["dead_letters"] == letters, stats
+    return told
 
 
 def _replay(stack: Stack, fresh: Fresh, letters: int, rate: float) -> tuple[float, float]:
@@ -148,7 +179,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=600)
     given = parser.parse_args()
     with Stand() as stand:
-        for name, figure in run(stand, given.letters, given.rate).items():
+        table = run(stand, given.letters, given.rate)
+        table |= again(stand, min(given.letters, REFUSED_AGAIN), given.rate)
+        for name, figure in table.items():
             print(f"{name:60}  {figure}")
 
 

@@ -4,6 +4,7 @@
     python -m tests.benchmarks.scenarios rate         RATE_LIMIT_PER_SECOND=50 over two workers of four threads
     python -m tests.benchmarks.scenarios outage       the mail server away for three minutes at 20 mails a second
     python -m tests.benchmarks.scenarios replay       300 letters of full mailboxes replayed among 50 fresh mails/s
+    python -m tests.benchmarks.scenarios day          an operator's day: each task by its route and by its command
 
 Everything is on loopback and ends by itself, within seven minutes at most.
 """
@@ -20,6 +21,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 
+from tests.benchmarks.day import day
 from tests.benchmarks.latency import milliseconds, post_paced
 from tests.benchmarks.stand import deployed
 from tests.factories import payload
@@ -198,6 +200,7 @@ SCENARIOS: dict[str, Callable[[], Table]] = {
     "rate": rate,
     "outage": outage,
     "replay": replay,
+    "day": day,
 }
 
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
 import secrets
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +26,6 @@ from emailsvc.mail import Outcome, Result
 from emailsvc.outbox import Claim
 from emailsvc.settings.config import Config, load
 from tests.emails import accept
-from tests.factories import new_email
 from tests.servers import PostgreSQL, free_port, wait_for
 from tests.smtpd import Plan, Smtpd
 from tests.stack import ROOT
@@ -155,28 +150,6 @@ def test_erasing_a_person_cancels_scrubs_and_marks_and_keeps_the_ids(
     ]
     assert flask("erase", "carol@example.com").stdout == "0 e-mails erased\n"
     assert flask("erase", "bob@example.com").stdout == "1 e-mail erased\n"
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-@sqlite_only
-def test_a_long_erasure_shows_its_progress_on_a_terminal_and_nothing_in_a_pipe(
-    engine: Engine, config: Config, tmp_path: Path, terminal: bool
-) -> None:
-    outbox.accept_many(engine, [new_email(f"m-{n}", user="ada@example.com") for n in range(501)], config)
-    ours, theirs = pty.openpty() if terminal else os.pipe()
-    program = [sys.executable, "-m", "flask", "--app", str(ROOT / "wsgi.py"), "erase", "ada@example.com"]
-    environ = {**os.environ, "DATABASE_URL": config.database_url, "PYTHONPATH": str(ROOT), "LOG_LEVEL": "ERROR"}
-    done = subprocess.run(
-        program, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=theirs, text=True, timeout=60
-    )
-    os.write(theirs, b"end")
-    shown = ""
-    while not shown.endswith("end"):
-        shown += os.read(ours, 10_000).decode()
-    for descriptor in (ours, theirs):
-        os.close(descriptor)
-    assert (done.returncode, done.stdout) == (0, "501 e-mails erased\n")
-    assert shown == ("500 so far\r501 so far\rend" if terminal else "end")
 
 
 def test_a_new_secret_can_be_used_and_is_never_the_same(flask: Flasks) -> None:
@@ -375,36 +348,6 @@ def test_a_database_that_is_away_is_a_sentence(
     assert done.stderr.startswith("Error: The database cannot be used: ")
     assert done.stderr.endswith("; check DATABASE_URL.\n")
     assert len(done.stderr.splitlines()) == 1
-
-
-@sqlite_only
-@pytest.mark.parametrize("words", [("emails", "list"), ("dead-letters", "list"), ("actions",)])
-def test_a_terminal_gets_a_table_that_fits_and_programs_get_json(
-    engine: Engine, config: Config, tmp_path: Path, words: tuple[str, ...]
-) -> None:
-    outbox.accept(engine, new_email("m-1", subject="A long subject " * 5), config)
-    attempt(engine, config, REJECTED)
-    outbox.pause(engine, "moving", who="ada")
-    lines = on_a_terminal(tmp_path, config, *words, columns=60).splitlines()
-    assert len(lines) == 2
-    assert max(map(len, lines)) <= 60
-    assert "{" not in lines[0]
-    assert json.loads(on_a_terminal(tmp_path, config, *words, "--json", columns=60))["next_cursor"] is None
-
-
-def on_a_terminal(tmp_path: Path, config: Config, *words: str, columns: int) -> str:
-    ours, theirs = pty.openpty()
-    program = [sys.executable, "-m", "flask", "--app", str(ROOT / "wsgi.py"), *words]
-    environ = {**os.environ, "DATABASE_URL": config.database_url, "PYTHONPATH": str(ROOT), "COLUMNS": str(columns)}
-    done = subprocess.run(program, cwd=tmp_path, env=environ, stdout=theirs, stderr=subprocess.PIPE, timeout=60)
-    assert done.returncode == 0, done.stderr
-    os.write(theirs, b"end")
-    shown = ""
-    while not shown.endswith("end"):
-        shown += os.read(ours, 10_000).decode()
-    for descriptor in (ours, theirs):
-        os.close(descriptor)
-    return shown.removesuffix("end")
 
 
 @sqlite_only

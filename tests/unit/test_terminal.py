@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emailsvc.commands.terminal import table
+from emailsvc.commands.terminal import sheet, table
 
 ROWS = [
     {"id": 7, "email_id": "order-1", "resolved_at": None, "error": "RCPT: 550 5.1.1 no such user"},
@@ -30,3 +30,34 @@ def test_a_table_fits_the_width_by_cutting_its_widest_cells(width: int) -> None:
 
 def test_a_table_of_nothing_has_no_line_but_an_empty_one() -> None:
     assert table([], 80) == [""]
+
+
+ANSWER = {
+    "id": 7, "resolved_at": None, "filter": {"code": 550, "ids": [1, 2]}, "error": "550 5.1.1 no such user here",
+    "timeline": [
+        {"at": "08:00", "event": "received"},
+        {"at": "08:01", "event": "rejected", "code": 550, "text": "550 5.1.1 no such user here", "started_at": "08:01"},
+        {"at": "08:02", "event": "sent", "text": "250 ok", "seconds": 0.08},
+    ],
+}  # fmt: skip
+
+
+def test_an_answer_is_a_line_for_each_thing_it_tells_wrapped_where_it_does_not_fit() -> None:
+    assert list(sheet(ANSWER, 40)) == [
+        "id           7",
+        "filter.code  550",
+        "filter.ids   1, 2",
+        "error        550 5.1.1 no such user here",
+        "08:00 received",
+        "08:01 rejected  550 5.1.1 no such user",
+        "                here",
+        "08:02 sent      250 ok, 0.08 s",
+    ]
+
+
+def test_an_answer_s_lists_are_tables_below_it() -> None:
+    assert list(sheet({"total": 2, "groups": [{"code": 550, "count": 3}]}, 40)) == [
+        "total  2",
+        "code  count",
+        "550   3",
+    ]
