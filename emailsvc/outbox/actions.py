@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sqlalchemy import Connection, func, insert, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from emailsvc.db.models import Action
-from emailsvc.db.sqltime import db_now
-from emailsvc.vocabulary import ActionKind
+from emailsvc.db.sqltime import db_in, db_now
+from emailsvc.vocabulary import ActionKind, ActionState
 
 MAX_WHO = 64
 """Characters of a name."""
+
+MIN_KEPT_DAYS = 365
+"""However soon e-mails go: an entry is small, and who did what is asked late."""
+
+CHUNK = 500
+"""Entries forgotten in one sweep."""
 
 
 def note(
@@ -36,3 +42,11 @@ def note(
 def count_more(connection: Connection, action: int, more: int) -> None:
     """For what is done in several transactions: so many more in this one."""
     connection.execute(update(Action).where(Action.id == action).values(done=func.coalesce(Action.done, 0) + more))
+
+
+def forget(connection: Connection, days: float) -> int:
+    """Of the oldest entries those that are older, and have come to their end; how many those were."""
+    oldest = select(Action.id, Action.at, Action.state).order_by(Action.id).limit(CHUNK).subquery()
+    limit = db_in(-max(days, MIN_KEPT_DAYS) * 86400)
+    over = select(oldest.c.id).where(oldest.c.at <= limit, oldest.c.state != ActionState.RUNNING)
+    return connection.execute(delete(Action).where(Action.id.in_(over))).rowcount

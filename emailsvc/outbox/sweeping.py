@@ -20,7 +20,7 @@ from emailsvc.db.models import DeadLetter, Email, Switch, Window, status_literal
 from emailsvc.db.sqltime import db_in, db_now
 from emailsvc.errors import brief
 from emailsvc.mail import Outcome, Result
-from emailsvc.outbox import moves
+from emailsvc.outbox import actions, moves
 from emailsvc.outbox.claims import ANY_PRIORITY, PENDING, SENDING, InHand
 from emailsvc.outbox.counters import add_to_counters
 from emailsvc.outbox.moves import Held
@@ -64,6 +64,7 @@ class Swept:
     released: int = 0
     scrubbed: int = 0
     purged: int = 0
+    forgotten: int = 0  # entries of the journal
     away: bool = False
 
 
@@ -92,12 +93,13 @@ def _note_the_time(connection: Connection) -> int:
 
 
 def retain(engine: Engine, config: Config, swept: Swept, stopping: Event | None = None) -> None:
-    """Scrub content and purge rows whose time has come."""
+    """Scrub content, purge rows and forget entries of the journal whose time has come."""
     repair = Repairs(engine, swept, stopping or Event())
     swept.scrubbed = repair.in_chunks("scrubbing", partial(_scrub_old, config=config))
     swept.scrubbed += repair.in_chunks("scrubbing of duplicates", partial(_scrub_absorbed, config=config))
     repair.in_chunks("windows", _purge_windows)
     swept.purged = repair.in_chunks("purge", partial(_purge, config=config))
+    swept.forgotten = repair.once("journal", partial(actions.forget, days=config.email_retention_days))
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,6 +244,7 @@ def _report(swept: Swept) -> None:
     counts: dict[str, Any] = {
         "uncertain": len(swept.uncertain), "released": swept.released, "dead_lettered": len(swept.buried),
         "settled": len(swept.settled), "scrubbed": swept.scrubbed, "purged": swept.purged,
+        "forgotten": swept.forgotten,
     }  # fmt: skip
     found = {name: count for name, count in counts.items() if count}
     log.log(logging.INFO if found else logging.DEBUG, "swept", extra={"fields": found})

@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, text, update
 
 from emailsvc import outbox, reports
-from emailsvc.db.models import DeadLetter
+from emailsvc.db.choosing import LetterFilter
+from emailsvc.db.models import Action, DeadLetter
+from emailsvc.db.sqltime import db_in
+from emailsvc.outbox import Swept, actions
 from emailsvc.settings.config import Config
-from tests.emails import OUTAGE, REJECTED, SENT, accept, claim, move_switch, record, rows
+from emailsvc.vocabulary import Resolution
+from tests.emails import OUTAGE, REJECTED, SENT, accept, claim, move_switch, record, replay_many, rows
 from tests.factories import payload
 from tests.integration.test_cli import run
 from tests.webkit import BEARER, ON_SQLITE, TOKEN, StrictClient
@@ -63,6 +67,50 @@ def test_what_changes_something_is_noted_and_what_changes_nothing_is_not(engine:
         ("erased", "bob", None, None, 1),
         ("cancelled", "alice", None, {"email_id": "d"}, 1),
     ]
+
+
+def test_many_that_were_none_are_noted_only_where_an_action_is_answered(engine: Engine, config: Config) -> None:
+    fail(engine, config, "a")
+    assert replay_many(engine, code=552) == 0
+    assert told(engine) == []
+    begun = outbox.start(engine, Resolution.REPLAYED, LetterFilter(code=552), limit=9, rate=1)
+    entry = reports.action(engine, begun)
+    assert (entry.kind, entry.state, entry.total, entry.done) == ("replayed", "done", 0, 0)
+    assert replay_many(engine, code=550) == 1
+    assert [done for *_, done in told(engine)] == [0, 1]
+
+
+@pytest.mark.parametrize(("retention_days", "kept_days"), [(7, 365), (400, 400)])
+def test_entries_are_forgotten_after_a_year_or_with_their_e_mails(
+    engine: Engine, make_config: Callable[..., Config], retention_days: int, kept_days: int
+) -> None:
+    config = make_config(email_retention_days=retention_days)
+    fail(engine, config, "a")
+    outbox.start(engine, Resolution.REPLAYED, LetterFilter(code=550), limit=9, rate=1)
+    for number in range(3):
+        outbox.pause(engine, str(number))
+        outbox.resume(engine)
+    with engine.begin() as connection:
+        connection.execute(update(Action).where(Action.id <= 5).values(at=db_in(-kept_days * 86400 - 1)))
+        connection.execute(update(Action).where(Action.id > 5).values(at=db_in(-kept_days * 86400 + 60)))
+    swept = Swept()
+    outbox.retain(engine, config, swept)
+    assert swept.forgotten == 4
+    assert [kind for kind, *_ in told(engine)] == ["replayed", "paused", "resumed"], "what runs is kept"
+
+
+def test_a_sweep_forgets_so_many_entries_and_no_more(
+    engine: Engine, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actions, "CHUNK", 3)
+    for _ in range(2):
+        outbox.pause(engine, "moving")
+        outbox.resume(engine)
+    with engine.begin() as connection:
+        connection.execute(update(Action).values(at=db_in(-401 * 86400)))
+    for left in (1, 0):
+        outbox.retain(engine, config, Swept())
+        assert len(told(engine)) == left
 
 
 def test_an_outage_is_noted_with_its_end_whoever_ended_it(engine: Engine, config: Config) -> None:
