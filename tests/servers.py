@@ -214,7 +214,7 @@ class PostgreSQL(_NotAsRoot):
     _fresh: Path | None = None
 
     def __init__(self, *, durable: bool = False, max_connections: int = 100) -> None:
-        self._binaries = _postgresql_binaries()
+        self._binaries = postgresql_binaries()
         super().__init__()
         self._settings = {
             "listen_addresses": "127.0.0.1",
@@ -294,7 +294,7 @@ def _remove(folder: str, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _postgresql_binaries() -> Path:
+def postgresql_binaries() -> Path:
     on_path = shutil.which("postgres")
     if on_path and shutil.which("initdb", path=str(Path(on_path).parent)):
         return Path(on_path).resolve().parent

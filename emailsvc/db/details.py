@@ -149,7 +149,7 @@ def reasons_lacking(connection: Connection, marks: Marks) -> dict[str, int]:
 def read_open_letters(connection: Connection) -> Tally[str]:
     """Unresolved dead letters by reason, row by row."""
     rows = select(DeadLetter.reason, func.count()).where(DeadLetter.resolved_at.is_(None)).group_by(DeadLetter.reason)
-    return Tally(dict(connection.execute(rows).all()))
+    return Tally(dict.fromkeys(Reason, 0) | dict(connection.execute(rows).all()))
 
 
 def read_breakdowns(connection: Connection, marks: Marks) -> Tally[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import select
+import signal
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -303,3 +305,23 @@ def test_what_is_not_http_is_told_so(stack: Stack, request_: bytes, status: int)
         response = HTTPResponse(connection)
         response.begin()
         assert (response.status, response.getheader("Connection")) == (status, "close")
+
+
+def test_two_web_processes_tell_prometheus_one_truth(make_stack: Callable[..., Stack]) -> None:
+    """Each is asked while the other one is frozen."""
+    stack = make_stack(WEB_CONCURRENCY="2")
+    web = serve(stack)
+    for email_id in ("a", "b", "a", "c"):
+        assert stack.post(payload(email_id)).status in (200, 202)
+        stack.hang_up()
+    assert stack.post(payload("d", user="nobody")).status == 400
+    wait_for(lambda: len(web.children) == 2, 20, "two processes")
+    told = []
+    for pid in web.children:
+        stack.hang_up()
+        os.kill(pid, signal.SIGSTOP)
+        told.append(stack.get("/metrics").body.decode())
+        os.kill(pid, signal.SIGCONT)
+    first, second = ([line for line in one.splitlines() if "oldest_" not in line] for one in told)
+    assert first == second
+    assert {"emailsvc_received_total 3.0", "emailsvc_duplicates_total 1.0", "emailsvc_pending 3.0"} <= set(first)

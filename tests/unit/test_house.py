@@ -214,7 +214,15 @@ def test_what_the_dependencies_need_is_pinned_too() -> None:
 
 
 def test_the_files_that_a_visitor_looks_for_are_there() -> None:
-    for name in ("README.md", "CHANGELOG.md", "LICENSE", ".env.example", ".python-version", "instance/.gitkeep"):
+    for name in (
+        "README.md",
+        "CHANGELOG.md",
+        "app.json",
+        "LICENSE",
+        ".env.example",
+        ".python-version",
+        "instance/.gitkeep",
+    ):
         assert (ROOT / name).exists(), name
 
 
