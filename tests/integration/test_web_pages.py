@@ -239,3 +239,48 @@ def test_a_group_of_the_page_chooses_its_letters(client: FlaskClient, engine: En
     listed = client.get(link[1].replace("&amp;", "&")).get_json()
     assert {letter["email_id"] for letter in listed["dead_letters"]} == {EVIL_ID, "running"}
     assert DEFERRED.reply not in shown
+
+
+def test_an_absorbed_email_and_its_first_one_lead_to_each_other(client: FlaskClient) -> None:
+    window = {"dedupe_key": "k", "dedupe_window_seconds": 600, "user": "ada@example.com"}
+    for email_id in ("first", "a/second"):
+        assert client.post("/webhook/email", json=payload(email_id, **window)).status_code in (200, 202)
+    second = client.get("/emails/a%2Fsecond", headers=HTML).get_data(as_text=True)
+    assert 'href="/emails/first"' in second
+    assert '<span class="state pending">pending</span>' in second
+    first = client.get("/emails/first", headers=HTML).get_data(as_text=True)
+    (link,) = re.findall(r'href="/stats/search#([^"]*)">1 duplicate', first)
+    found = client.post("/emails/search", json=dict([link.split("=")]), headers=HTML).get_data(as_text=True)
+    assert 'href="/emails/a%2Fsecond"' in found
+    assert 'href="/emails/first"' in found
+    assert 'id="total-absorbed"' in client.get("/stats", headers=HTML).get_data(as_text=True)
+
+
+def test_what_was_reported_stands_in_the_timeline_and_the_totals(
+    make_client: Callable[..., FlaskClient], engine: Engine, config: Config
+) -> None:
+    client = make_client(report_secrets=f"mine:{TOKEN}")
+    accept(engine, config, "m-1", "m-2")
+    made = claim(engine, config)
+    for number in range(2):
+        record(engine, config, made, Result(Outcome.UNCERTAIN, "no reply to the dot"), number)
+    told = [
+        {"event": "delivered", "email_id": "m-1"},
+        {"event": "bounced", "email_id": "m-2", "kind": "hard", "code": "5.1.1", "text": EVIL},
+    ]
+    assert client.post("/reports", json=told, headers={"Authorization": basic()}).status_code == 200
+    settled = client.get("/emails/m-1", headers=HTML).get_data(as_text=True)
+    assert '<span class="state delivered">delivered</span> <span>reported: this settled it</span>' in settled
+    bounced = client.get("/emails/m-2", headers=HTML).get_data(as_text=True)
+    assert '<span class="state bounced">bounced</span> <span>reported, hard' in bounced
+    assert "<script>alert" not in bounced
+    totals = dict(re.findall(r'id="total-(\w+)">(\d+)<', client.get("/stats", headers=HTML).get_data(as_text=True)))
+    assert (totals["delivered"], totals["bounced"]) == ("1", "1")
+    assert int(totals["settled"]) >= 1
+
+
+def test_a_sweep_is_told(client: FlaskClient, engine: Engine, config: Config) -> None:
+    outbox.heartbeat(engine, "a worker")
+    assert "last sweep" not in client.get("/stats", headers=HTML).get_data(as_text=True)
+    outbox.sweep(engine, config)
+    assert re.search(r"1 worker alive · last sweep\s+<time", client.get("/stats", headers=HTML).get_data(as_text=True))
