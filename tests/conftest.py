@@ -8,6 +8,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from ipaddress import ip_address
@@ -215,15 +216,28 @@ def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "template.db"
 
 
+@pytest.fixture(scope="session")
+def _in_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for what is flushed to its disk at every commit, which takes no time where memory is the disk."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or shutil.disk_usage(memory).free < 2**30:
+        yield tmp_path_factory.mktemp("databases")
+        return
+    with tempfile.TemporaryDirectory(prefix="emailsvc-", dir=memory) as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """An empty, migrated database, once of each kind.
 
     For one kind only: ``@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)``.
     """
     if request.param == "sqlite":
-        shutil.copyfile(request.getfixturevalue("_sqlite_template"), tmp_path / "emailsvc.db")
-        yield f"sqlite:///{tmp_path}/emailsvc.db"
+        memory = request.getfixturevalue("_in_memory")
+        with tempfile.TemporaryDirectory(dir=memory, ignore_cleanup_errors=True) as folder:
+            shutil.copyfile(request.getfixturevalue("_sqlite_template"), f"{folder}/emailsvc.db")
+            yield f"sqlite:///{folder}/emailsvc.db"
         return
     server: PostgreSQL = request.getfixturevalue("postgresql")
     databases: Databases = request.getfixturevalue("_databases")
@@ -289,12 +303,14 @@ def sink() -> Iterator[Smtpd]:
 
 @pytest.fixture
 def make_stack(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
-    """``make_stack(DATABASE_URL=…)``: a deploy in a folder of its own; what it logged is shown when the test fails."""
+    """``make_stack(DATABASE_URL=…)``: a deploy in a folder of its own; what it logged is shown when the test fails.
+
+    One web process, unless told: each takes a second of this machine to start."""
     folders = (tmp_path / f"stack{number}" for number in itertools.count())
     with ExitStack() as close:
 
         def make(**environ: str) -> Stack:
-            return close.enter_context(Stack(next(folders), **environ))
+            return close.enter_context(Stack(next(folders), **{"WEB_CONCURRENCY": "1"} | environ))
 
         yield make
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import Engine, select
 
 from emailsvc.clock import isoformat
-from emailsvc.db.models import Switch, Worker
+from emailsvc.db.models import Worker
 from emailsvc.db.snapshots import snapshot
 from emailsvc.db.sqltime import db_in
 from emailsvc.intake.filters import EmailFilter
@@ -39,7 +39,6 @@ class SeenWorker:
 class Overview:
     stats: Stats
     hours: list[Hour]  # the last day
-    swept_at: str | None  # when a sweep last came to its end
     workers: list[SeenWorker]  # also those that fell silent in the last minutes
     waiting: list[Waiting]
     overdue: list[EmailSummary]  # the longest overdue first
@@ -53,14 +52,12 @@ class Overview:
 
 
 def read_desk(engine: Engine) -> Overview:
-    swept_at, workers = _workers(engine)
     waits = what_waits(engine)
     overdue = any(one.oldest_due_at for one in waits)
     return Overview(
         stats=stats(engine),
         hours=hours(engine).hours,
-        swept_at=swept_at,
-        workers=workers,
+        workers=_workers(engine),
         waiting=waits,
         overdue=search(engine, EmailFilter(), order=Order.DUE, limit=MAX_OVERDUE).emails if overdue else [],
         groups=letter_groups(engine, limit=MAX_GROUPS, among=MAX_GROUPED).groups,
@@ -69,12 +66,13 @@ def read_desk(engine: Engine) -> Overview:
     )
 
 
-def _workers(engine: Engine) -> tuple[str | None, list[SeenWorker]]:
+def _workers(engine: Engine) -> list[SeenWorker]:
     alive = Worker.seen_at > db_in(-WORKER_SILENT_SECONDS)
     columns = (Worker.id, Worker.started_at, Worker.seen_at, alive.label("alive"))
     newest = select(*columns).order_by(Worker.seen_at.desc()).limit(MAX_WORKERS)
     with snapshot(engine) as connection:
-        swept_at = connection.execute(select(Switch.swept_at)).scalar_one()
         rows = connection.execute(newest).all()
-    seen = (SeenWorker(row.id, isoformat(row.started_at), isoformat(row.seen_at), bool(row.alive)) for row in rows)
-    return isoformat(swept_at), sorted(seen, key=lambda one: one.name)
+    return sorted(
+        (SeenWorker(row.id, isoformat(row.started_at), isoformat(row.seen_at), bool(row.alive)) for row in rows),
+        key=lambda one: one.name,
+    )

@@ -15,7 +15,7 @@ from flask import Flask, Response, render_template, request
 from emailsvc.clock import isoformat, utcnow
 from emailsvc.intake.filters import MAX_CONTAINED
 from emailsvc.reports import MAX_COUNTED
-from emailsvc.vocabulary import ActionKind, Priority, Reason, State
+from emailsvc.vocabulary import ActionKind, Priority, Reason, Status
 from emailsvc.web.answers import MAX_MOVED
 
 POLICY = (
@@ -33,7 +33,7 @@ def register(app: Flask) -> None:
     app.jinja_env.filters |= {
         "ago": ago, "utc": utc, "number": number, "counted": counted, "segment": segment, "common_part": common_part,
     }  # fmt: skip
-    words = {"kinds": ActionKind, "reasons": Reason, "states": State, "priorities": Priority}
+    words = {"kinds": ActionKind, "reasons": Reason, "states": Status, "priorities": Priority}
     app.jinja_env.globals |= words | {"max_moved": MAX_MOVED}
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 

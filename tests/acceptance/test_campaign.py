@@ -8,7 +8,7 @@ from tests.conftest import started
 
 def test_it_loses_and_doubles_nothing_while_web_and_workers_are_killed_at_random() -> None:
     plan = Plan(database="postgresql", on_uncertain="hold", term=False, kills=12, emails=480, seed=20)
-    tally = started(lambda: run(plan))
+    tally = started(lambda: run(plan, consumers=2))
     assert tally.failures(plan) == []
     assert tally.kills == 12
     assert tally.emails == 480

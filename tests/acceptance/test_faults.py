@@ -25,7 +25,7 @@ CUT = 15.0
 @pytest.fixture
 def deploy(database: str, redis_url: str, sink: Smtpd, make_stack: Callable[..., Stack]) -> Callable[..., Stack]:
     def make(**environ: str) -> Stack:
-        urls = {"DATABASE_URL": database, "REDIS_URL": redis_url, "SMTP_URL": smtp_url(sink), "WEB_CONCURRENCY": "1"}
+        urls = {"DATABASE_URL": database, "REDIS_URL": redis_url, "SMTP_URL": smtp_url(sink)}
         return make_stack(**urls | environ)
 
     return make
@@ -186,9 +186,9 @@ def test_a_dripping_server_holds_up_only_its_own_thread(deploy: Callable[..., St
 
 @pytest.mark.parametrize("trouble", ["refused", "hanging", "full"])
 def test_mail_and_retries_go_out_in_time_whatever_becomes_of_redis(
-    trouble: str, postgresql: PostgreSQL, own_redis: Redis
+    trouble: str, database: str, own_redis: Redis
 ) -> None:
-    late = redis_away.run(postgresql, own_redis, trouble, seconds=6, rate=10)
+    late = redis_away.run(database, own_redis, trouble, seconds=6, rate=10, release=False)
     assert len(late["first attempts"]) == 40
     assert len(late["retries"]) == 20
     assert max(late["first attempts"]) < 3
@@ -204,7 +204,7 @@ def test_a_worker_ends_in_time_and_without_a_traceback_when_its_database_is_away
     sink: Smtpd,
     make_stack: Callable[..., Stack],
 ) -> None:
-    stack = make_stack(DATABASE_URL=own_database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink), WEB_CONCURRENCY="1")
+    stack = make_stack(DATABASE_URL=own_database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink))
     hurry_shutdown(stack)
     sink.behaviour.mail_delay = 0.2
     _, (worker,) = stack.start(workers=1, release=False)
@@ -230,7 +230,7 @@ def test_a_webhook_is_answered_within_9_s_of_its_arrival_however_many_wait(
     own_postgresql: PostgreSQL, own_database: str, make_stack: Callable[..., Stack]
 ) -> None:
     """More of them than threads, and many more than connections; health checks wait among them."""
-    stack = make_stack(DATABASE_URL=own_database, WEB_CONCURRENCY="1")
+    stack = make_stack(DATABASE_URL=own_database)
     stack.spawn("web")
     stack.wait_ready(live_worker=False)
 

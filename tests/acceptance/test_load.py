@@ -22,13 +22,14 @@ from tests.stack import SHORT, Process, Response, Stack, copies, smtp_url
 def service(request: pytest.FixtureRequest, sink: Smtpd, make_stack: Callable[..., Stack]) -> Stack:
     """Two web processes and two consumers on PostgreSQL and Redis; and what a laptop runs, on SQLite files."""
     if request.param == "embedded":
-        stack = make_stack(SMTP_URL=smtp_url(sink))
+        stack = make_stack(SMTP_URL=smtp_url(sink), WEB_CONCURRENCY="2")
         stack.spawn("start", "flask start")
         stack.wait_ready()
         return stack
     database: str = request.getfixturevalue("database")
     redis_url: str = request.getfixturevalue("redis_url")
-    stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink))
+    urls = {"DATABASE_URL": database, "REDIS_URL": redis_url, "SMTP_URL": smtp_url(sink)}
+    stack = make_stack(**urls, WEB_CONCURRENCY="2")
     stack.start(workers=2, release=False)
     return stack
 
@@ -125,7 +126,8 @@ def test_a_hanging_redis_delays_no_answer_and_its_return_sends_the_mail(
 def test_the_counters_are_exact_after_kills_of_web_and_worker(
     database: str, redis_url: str, sink: Smtpd, make_stack: Callable[..., Stack]
 ) -> None:
-    stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink), **SHORT)
+    urls = {"DATABASE_URL": database, "REDIS_URL": redis_url, "SMTP_URL": smtp_url(sink)}
+    stack = make_stack(**urls, WEB_CONCURRENCY="2", **SHORT)
     web, workers = stack.start(workers=2, release=False)
     payloads, valid = mixed_load(800, random.Random(3))
     done = threading.Event()

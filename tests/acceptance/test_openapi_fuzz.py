@@ -37,7 +37,7 @@ def test_no_generated_request_gets_an_answer_that_is_not_published(make_stack: C
     command = shutil.which("schemathesis", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if command is None:
         pytest.skip("schemathesis is not installed here; .ci/requirements.txt has it")
-    stack = make_stack(ON_MISMATCH="accept", WEB_CONCURRENCY="1")
+    stack = make_stack(ON_MISMATCH="accept")
     stack.start(workers=1, release=False)
     phases = "coverage,fuzzing" if LONG else "fuzzing"
     options = ["--checks=all", "--no-color", "--seed=1", f"--phases=examples,{phases}", f"--max-examples={LONG or 20}"]

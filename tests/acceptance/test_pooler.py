@@ -17,7 +17,8 @@ def test_a_deploy_through_it(
     """Release phase, two web processes and two workers; each e-mail is delivered once."""
     pooler, name = make_pooler(ignore="options"), postgresql.create_database()
     with Smtpd() as server:
-        stack = make_stack(DATABASE_URL=pooler.url(name), REDIS_URL=redis_url, SMTP_URL=smtp_url(server))
+        urls = {"DATABASE_URL": pooler.url(name), "REDIS_URL": redis_url, "SMTP_URL": smtp_url(server)}
+        stack = make_stack(**urls, WEB_CONCURRENCY="2")
         stack.start(workers=2)
         emails = [payload(f"m-{number}") for number in range(150)]
         assert Counter(stack.together(16, emails, lambda e: stack.post(e).status)) == {202: 150}

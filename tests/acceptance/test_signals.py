@@ -36,7 +36,7 @@ def test_a_killed_worker_leaves_only_the_lowest_row_of_each_claim_uncertain(
     database: str, redis_url: str, sink: Smtpd, make_stack: Callable[..., Stack]
 ) -> None:
     sink.behaviour.decide = lambda _: Plan("dot", HANG, taken=True) if sink.taken >= 10 else None
-    dyno = {"WEB_CONCURRENCY": "1", "WORKER_THREADS": "4", "SWEEP_SECONDS": "2"}
+    dyno = {"WORKER_THREADS": "4", "SWEEP_SECONDS": "2"}
     stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink), **dyno)
     _, (worker,) = stack.start(workers=1, release=False)
     ids = [f"mail-{number}" for number in range(120)]
@@ -66,7 +66,8 @@ def test_sigterm_sent_twice_to_every_process_leaves_nothing_in_hand(
     database: str, redis_url: str, sink: Smtpd, make_stack: Callable[..., Stack]
 ) -> None:
     sink.behaviour.mail_delay = 0.3
-    stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink))
+    urls = {"DATABASE_URL": database, "REDIS_URL": redis_url, "SMTP_URL": smtp_url(sink)}
+    stack = make_stack(**urls, WEB_CONCURRENCY="2")
     stack.start(workers=2, release=False)
     ids = [f"mail-{number}" for number in range(150)]
     stack.post_many(ids)
@@ -248,9 +249,7 @@ def test_a_worker_killed_before_its_dot_raises_no_false_alarm(
     hangs_at: str, state: str, database: str, redis_url: str, sink: Smtpd, make_stack: Callable[..., Stack]
 ) -> None:
     sink.script("m-1@example.com", Plan(hangs_at, HANG))
-    stack = make_stack(
-        DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink), WEB_CONCURRENCY="1", **SHORT
-    )
+    stack = make_stack(DATABASE_URL=database, REDIS_URL=redis_url, SMTP_URL=smtp_url(sink), **SHORT)
     _, (worker,) = stack.start(workers=1, release=False)
     stack.post(payload("m-1"))
     wait_for(lambda: any("RCPT" in line for _, line in sink.commands), 20, "the conversation to be under way")

@@ -193,7 +193,7 @@ def test_a_server_that_ends_idle_connections_with_an_error_costs_no_attempt(
 ) -> None:
     """``451 4.4.2`` and ``554 5.4.2`` in turn, said around the moment at which the next e-mail comes."""
     sink.behaviour.pipelining, sink.behaviour.idle_seconds = pipelining, 0.1
-    stack = make_stack(SMTP_URL=smtp_url(sink), WORKER_THREADS="1", RETRY_DELAY_SECONDS="1", WEB_CONCURRENCY="1")
+    stack = make_stack(SMTP_URL=smtp_url(sink), WORKER_THREADS="1", RETRY_DELAY_SECONDS="1")
     stack.start(workers=1, release=False)
     gaps = random.Random(5)
     for number in range(20):

@@ -40,7 +40,7 @@ def serve(stack: Stack, *settings: str) -> Process:
 
 @pytest.fixture
 def small(make_stack: Callable[..., Stack]) -> Stack:
-    return make_stack(MAX_REQUEST_BYTES=str(LIMIT), WEB_CONCURRENCY="1")
+    return make_stack(MAX_REQUEST_BYTES=str(LIMIT))
 
 
 def test_a_request_can_be_followed_and_a_refusal_outlives_the_process(small: Stack) -> None:
@@ -63,7 +63,7 @@ def test_a_request_can_be_followed_and_a_refusal_outlives_the_process(small: Sta
 
 @pytest.fixture(scope="module")
 def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(tmp_path_factory.mktemp("shared"), MAX_REQUEST_BYTES=str(LIMIT), WEB_CONCURRENCY="1") as stack:
+    with Stack(tmp_path_factory.mktemp("shared"), MAX_REQUEST_BYTES=str(LIMIT)) as stack:
         serve(stack)
         yield stack
 
@@ -180,7 +180,7 @@ HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def test_two_hundred_slow_clients_hold_nobody_up(make_stack: Callable[..., Stack], connect: Connect) -> None:
-    stack = make_stack(WEB_CONCURRENCY="1")
+    stack = make_stack()
     web = serve(stack)
     with SlowClients(stack.port, 200):
         connect_last(stack, connect)
@@ -190,7 +190,7 @@ def test_two_hundred_slow_clients_hold_nobody_up(make_stack: Callable[..., Stack
 
 
 def test_every_slow_client_has_a_total_time(make_stack: Callable[..., Stack]) -> None:
-    stack = make_stack(WEB_CONCURRENCY="1")
+    stack = make_stack()
     web = serve(stack, "worker.SLOW_SECONDS = 1.0", "worker.LINGER_SECONDS = 0.5")
     slow_ones = tuple(kind for kind in KINDS if kind != "idle")
     with SlowClients(stack.port, 4, slow_ones) as slow:

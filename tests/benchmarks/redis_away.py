@@ -32,16 +32,22 @@ TROUBLES: dict[str, tuple[Callable[[Redis], object], Callable[[Redis], object]]]
 _deferred = re.compile(r"^(\S+) \S+ +deferred email_id=(\S+) .*retry_in=([0-9.]+)", re.M).findall
 
 
-def run(database: PostgreSQL, redis: Redis, trouble: str, *, seconds: float, rate: float) -> dict[str, list[float]]:
-    """Seconds from the 202, or from ``next_attempt_at``, to the mail server, for each e-mail due in that time."""
+def run(
+    database: str, redis: Redis, trouble: str, *, seconds: float, rate: float, release: bool = True
+) -> dict[str, list[float]]:
+    """Seconds from the 202, or from ``next_attempt_at``, to the mail server, for each e-mail due in that time.
+
+    ``database``: its URL; ``release=False`` for one that has the schema.
+    """
     begin, end = TROUBLES[trouble]
     with ExitStack() as close:
         server = close.enter_context(Smtpd(keep_commands=False))
         folder = close.enter_context(tempfile.TemporaryDirectory())
-        urls = {"DATABASE_URL": database.url(database.create_database()), "REDIS_URL": redis.url}
-        stack = Stack(Path(folder), SMTP_URL=smtp_url(server), RETRY_DELAY_SECONDS="3", SWEEP_SECONDS="10", **urls)
+        urls = {"DATABASE_URL": database, "REDIS_URL": redis.url, "SMTP_URL": smtp_url(server)}
+        times = {"RETRY_DELAY_SECONDS": "3", "SWEEP_SECONDS": "10"}
+        stack = Stack(Path(folder), WEB_CONCURRENCY="1", **urls, **times)
         close.callback(stack.stop)
-        _, (worker,) = stack.start(workers=1)
+        _, (worker,) = stack.start(workers=1, release=release)
         begin(redis)
         answered = _post(stack, server, int(seconds * rate), 1 / rate)
         server.wait(lambda: len(server.accepted) >= len(answered), 30)
@@ -82,7 +88,8 @@ def main() -> None:
         close.callback(database.close)
         close.callback(redis.close)
         for trouble in given.troubles:
-            for what, late in run(database, redis, trouble, seconds=given.seconds, rate=given.rate).items():
+            url = database.url(database.create_database())
+            for what, late in run(url, redis, trouble, seconds=given.seconds, rate=given.rate).items():
                 figures = statistics.median(late), sorted(late)[int(len(late) * 0.99)], max(late)
                 print(
                     f"{trouble:10} {what:16} {len(late):8} "

@@ -222,8 +222,7 @@ async function find() {
   const wanted = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   const form = one("search");
   for (const input of form.querySelectorAll("[name]")) input.value = wanted[input.name] ?? "";
-  const times = { since: moment(wanted.since), until: moment(wanted.until) };
-  const { for: text, ...body } = { ...wanted, ...times, first_unsent: wanted.first_unsent && true };
+  const { for: text, ...body } = { ...wanted, since: moment(wanted.since), until: moment(wanted.until) };
   const said = form.querySelector("output");
   say(said, "Searching…");
   try {
