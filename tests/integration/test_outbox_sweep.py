@@ -305,7 +305,7 @@ def test_the_counters_are_the_same_before_and_after_the_roll_up(engine: Engine, 
         outbox.sweep(engine, config)
         assert _counts(engine) == before
     kinds = {"received", "sent", "failed_attempts", "duplicates", "mismatches", "given_up", "cancelled"}
-    assert {c.kind for c in rows(engine, Counter) if c.hour != TOTALS} == kinds
+    assert {c.kind for c in rows(engine, Counter) if c.hour != TOTALS and ":" not in c.kind} == kinds
     assert utcnow() - switch(engine).rolled_up_to < timedelta(minutes=1)
 
 
