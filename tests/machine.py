@@ -384,7 +384,7 @@ class World:
             )  # fmt: skip
 
     def _emptying(self) -> list[str]:
-        tables = ("actions", "dead_letters", "attempts", "attachments", "windows", "emails", "counters")
+        tables = ("actions", "reports", "dead_letters", "attempts", "attachments", "windows", "emails", "counters")
         if self.config.is_sqlite:
             return [f"DELETE FROM {table}" for table in tables]
         return [f"TRUNCATE {', '.join(tables)}"]

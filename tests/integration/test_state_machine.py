@@ -1,6 +1,7 @@
 """Accept, claim, dot, record, fail, crash, pause, sweep and the rest, in any order, against a mail server that counts.
 
-In the suite a few dozen examples run, always the same. The long version draws new ones::
+In the suite some 130 examples run, and a few more until they have seen what they must; always the same. The long
+version draws new ones::
 
     STATE_MACHINE_EXAMPLES=2000 pytest -s tests/integration/test_state_machine.py -k "in_any_order and sqlite"
     STATE_MACHINE_EXAMPLES=500 pytest -s tests/integration/test_state_machine.py -k "in_any_order and postgresql"
@@ -38,6 +39,7 @@ from emailsvc.db.models import Action, Attempt, DeadLetter, Email, Switch
 from emailsvc.db.sqltime import db_in, db_now
 from emailsvc.delivery.batch import Batch
 from emailsvc.errors import Conflict, NotFound
+from emailsvc.intake.filters import EmailFilter
 from emailsvc.intake.payload import Attachment, NewEmail
 from emailsvc.mail import Message, Outcome, Result
 from emailsvc.outbox import Recorded, moves, sweeping
@@ -189,10 +191,15 @@ class Machine(RuleBasedStateMachine):
         answers = outbox.accept_many(self.world.engine, emails, self.world.config)
         assert [answer.status for answer in answers] == [self.expect_accepted(email) for email in emails]
 
-    @precondition(lambda self: self.emails and self.now_and_then())
-    @rule(number=numbers, erase=st.booleans())
-    def withdraw(self, number: int, erase: bool) -> None:
-        self.erase(number) if erase else self.cancel(number)
+    @precondition(lambda self: self.emails and (self.now_and_then() or self.waiting()))
+    @rule(number=numbers, how=st.sampled_from(["cancel", "erase", "send now", "send many now"]), fault=faults)
+    def meddle(self, number: int, how: str, fault: str) -> None:
+        if how == "cancel":
+            self.cancel(number)
+        elif how == "erase":
+            self.erase(number)
+        else:
+            self.send_now(number, "many" in how, fault)
 
     def cancel(self, number: int) -> None:
         before = self.emails.get(IDS[number % len(IDS)])
@@ -221,6 +228,55 @@ class Machine(RuleBasedStateMachine):
         if found:
             self.erased.add(row.message_id)
             self.saw(f"erased {row.status}")
+
+    # Those who hurry what waits.
+
+    def send_now(self, number: int, many: bool, fault: str) -> None:
+        before = self.world.rows(EMAILS)
+        hurried = self.send_many_now(1 + number, fault) if many else self.send_one_now(IDS[number % len(IDS)], fault)
+        for was, row in zip(before, self.world.rows(EMAILS), strict=True):
+            changed = {name for name, value in row._asdict().items() if value != was._asdict()[name]}
+            assert changed == ({"next_attempt_at"} if row.email_id in hurried else set())
+            assert not changed or row.next_attempt_at <= utcnow()
+        self.saw("sent now", hurried)
+
+    def send_one_now(self, email_id: str, fault: str) -> set[str]:
+        standing = self.standing(self.emails.get(email_id))
+        try:
+            outbox.send_now(self.line(fault), email_id)
+        except OperationalError:
+            return {email_id} if standing == "waiting" and fault == "lost" else set()
+        except NotFound:
+            assert standing is None
+        except Conflict as conflict:
+            self.refused(conflict, {"sent": "already_sent", "uncertain": "maybe_sent"}.get(standing, standing))
+        else:
+            assert standing in ("due", "waiting")
+        return {email_id} if standing == "waiting" else set()
+
+    def waiting(self) -> list[Any]:
+        """In the order in which they will be due."""
+        pending = sorted(self.with_status("pending"), key=lambda row: (row.priority, row.next_attempt_at))
+        return [row for row in pending if self.standing(row) == "waiting"]
+
+    def send_many_now(self, limit: int, fault: str) -> set[str]:
+        pending = self.with_status("pending")
+        waiting = [row.email_id for row in self.waiting()[:limit]]
+        with suppress(OperationalError):
+            done = outbox.send_many_now(self.line("ok", "ok", fault), EmailFilter(state=Status.PENDING), limit=limit)
+            assert (done.matching, done.made_due) == (len(pending), len(waiting))
+        return set() if fault == "rolled back" else set(waiting)
+
+    @staticmethod
+    def standing(row: Any) -> Any:
+        """Never before its send_at, and never one with an uncertain attempt."""
+        if row is None or row.status != Status.PENDING:
+            return row and row.status
+        if row.maybe_sent:
+            return "uncertain"
+        if row.next_attempt_at <= utcnow():
+            return "due"
+        return "scheduled" if row.send_at is not None and row.send_at > utcnow() else "waiting"
 
     # Those who resolve dead letters.
 
@@ -255,36 +311,38 @@ class Machine(RuleBasedStateMachine):
         if how == "delivered":
             self.declared.add(letter.message_id)
 
-    @precondition(lambda self: self.marked or (self.with_status("failed") and self.now_and_then()))
+    @precondition(lambda self: self.marked or self.with_status("failed"))
     @rule(
+        move=st.sampled_from([Resolution.REPLAYED, Resolution.REPLAYED, Resolution.DISCARDED]),
         reason=st.sampled_from([None, Reason.UNCERTAIN, Reason.EXHAUSTED]),
-        how=st.sampled_from(["counted", "at once", "at a rate", "and on", "and on", "and stop"]),
+        how=st.sampled_from(["counted", "at once", "at a rate", "and on", "and on", "and stop", "and stop"]),
         limit=st.integers(1, 6),
         fault=faults,
     )
-    def replay_many(self, reason: Reason | None, how: str, limit: int, fault: str) -> None:
+    def resolve_many(self, move: Resolution, reason: Reason | None, how: str, limit: int, fault: str) -> None:
         chosen = LetterFilter(reason=reason)
-        expected = [letter for letter in self.letters() if self.is_free(letter, reason)][:limit]
+        expected = [letter for letter in self.letters() if self.is_free(letter, move, reason)][:limit]
         if how == "counted":
-            would = outbox.preview(self.world.engine, Resolution.REPLAYED, chosen, limit)
+            would = outbox.preview(self.world.engine, move, chosen, limit)
             assert would.would_move == len(expected)
         elif how == "at once":
-            assert outbox.resolve_many(self.world.engine, Resolution.REPLAYED, chosen, limit=limit) == len(expected)
+            assert outbox.resolve_many(self.world.engine, move, chosen, limit=limit) == len(expected)
             for letter in expected:
-                self.note_resolved(letter, "replayed")
+                self.note_resolved(letter, move)
         else:
             with suppress(OperationalError):
-                outbox.start(self.line(fault), Resolution.REPLAYED, chosen, limit=limit, rate=1)
+                outbox.start(self.line(fault), move, chosen, limit=limit, rate=1)
             begun = [] if fault == "rolled back" else [letter.id for letter in expected]
             marked = self.read_marked()
             assert marked == self.marked | set(begun), "what fails again later is not among them"
             if marked and how == "and on":
                 self.advance(self.line("ok", fault))
             if marked and how == "and stop":
-                self.stop_an_action(marked)
+                self.stop_an_action(marked, fault)
 
-    def is_free(self, letter: Any, reason: Reason | None) -> bool:
-        unresolved = letter.resolution is None and letter.action is None and letter.scrubbed_at is None
+    def is_free(self, letter: Any, move: Resolution, reason: Reason | None) -> bool:
+        gone = move is Resolution.REPLAYED and letter.scrubbed_at is not None
+        unresolved = letter.resolution is None and letter.action is None and not gone
         return unresolved and (letter.reason == reason if reason else letter.reason != Reason.UNCERTAIN)
 
     def read_marked(self) -> set[int]:
@@ -304,14 +362,16 @@ class Machine(RuleBasedStateMachine):
         for letter in self.letters():
             if letter.id in before and letter.resolution is not None:
                 self.saw("moved by an action")
-                self.note_resolved(letter, "replayed")
+                self.note_resolved(letter, letter.resolution)
         self.world.change(update(Action).where(Action.state == "running").values(next_at=db_in(-1)))
 
-    def stop_an_action(self, marked: set[int]) -> None:
+    def stop_an_action(self, marked: set[int], fault: str) -> None:
         (running, *_) = self.world.rows(select(Action.id).where(Action.state == "running"))
-        left = outbox.stop(self.world.engine, running.id)
-        assert len(marked) == len(self.read_marked()) + left
-        self.saw("action stopped")
+        of_it = {row.id for row in self.world.rows(select(DeadLetter.id).where(DeadLetter.action == running.id))}
+        with suppress(OperationalError):
+            assert outbox.stop(self.line(fault), running.id) == len(of_it & marked)
+        assert self.read_marked() == (marked if fault == "rolled back" else marked - of_it)
+        self.saw("action stopped", fault != "rolled back")
 
     # Workers.
 
@@ -643,7 +703,7 @@ def explore(world: World, *, examples: int, steps: int, **options: Any) -> None:
 EXPLORED = {
     "lost", "rolled back", "reply lost", "crash after the dot", "swept uncertain", "swept untouched",
     "logged stale_outcome", "uncertain replayed", "began in an outage", "began large", "cancelled", "duplicate",
-    "recovered", "moved by an action", "action stopped",
+    "recovered", "moved by an action", "action stopped", "sent now",
 }  # fmt: skip
 
 
@@ -653,7 +713,10 @@ def test_it_keeps_the_promise_in_any_order(world: World) -> None:
         print(f"\n{LONG} examples on {world.engine.dialect.name}; how often what was seen:")
         print("\n".join(f"{count:8} {what}" for what, count in sorted(world.seen.items())))
     else:
-        explore(world, examples=130 if world.config.is_sqlite else 20, steps=40, derandomize=True)
+        for steps in range(40, 48) if world.config.is_sqlite else (40,):
+            explore(world, examples=65 if world.config.is_sqlite else 20, steps=steps, derandomize=True)
+            if (+world.seen).keys() >= EXPLORED and world.seen["finished"] >= 130:
+                break
     assert world.seen["finished"] >= 20, "most examples must come to their end"
     assert not world.config.is_sqlite or EXPLORED - (+world.seen).keys() == set()
 
@@ -733,9 +796,9 @@ def forgets_to_note_the_dot(patch: pytest.MonkeyPatch) -> None:
 
 
 BROKEN = {
-    goes_on_unrecorded: 28,
+    goes_on_unrecorded: 40,
     goes_on_when_it_is_not_its_own: 20,
-    records_without_the_fence: 20,
+    records_without_the_fence: 36,
     gives_the_lowest_back: 20,
     forgets_to_note_the_dot: 20,
 }
