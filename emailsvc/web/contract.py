@@ -12,6 +12,7 @@ import msgspec
 from flask import Blueprint, Flask, Response, request
 from werkzeug.routing import BaseConverter, IntegerConverter, Map, UnicodeConverter
 
+from emailsvc.errors import ServiceError
 from emailsvc.intake.addresses import PRINTABLE
 from emailsvc.intake.payload import EmailId
 from emailsvc.reports.answers import RowId
@@ -156,16 +157,25 @@ def _answering(
             arguments["body"] = read(route.body)
         if route.query is not None:
             arguments["query"] = query_as(route.query)
-        content = view(**arguments)
         if route.template is not None:
-            return _page_or_json(route.template, content, arguments)
+            return _page_or_json(route.template, view, arguments)
+        content = view(**arguments)
         return content if isinstance(content, Response) else answer(content)
 
     return answering
 
 
-def _page_or_json(template: str, content: msgspec.Struct | Response, arguments: Mapping[str, object]) -> Response:
-    response = page.render(template, {"answer": content, **arguments}) if page.is_wanted() else answer(content)
+def _page_or_json(
+    template: str, view: Callable[..., msgspec.Struct | Response], arguments: Mapping[str, object]
+) -> Response:
+    try:
+        content = view(**arguments)
+        response = page.render(template, {"answer": content, **arguments}) if page.is_wanted() else answer(content)
+    except ServiceError as refusal:
+        if not page.is_visited():
+            raise
+        response = page.render("refusal.html", {"refusal": refusal})
+        response.status_code = refusal.status
     response.headers["Vary"] = "Accept"
     return response
 

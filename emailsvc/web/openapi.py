@@ -133,7 +133,7 @@ def _operation(route: Route) -> Json:
         "parameters": _parameters(route),
         "responses": {
             **{str(status): _answer(status, content) for status, content in route.answers.items()},
-            **{str(status): _problem(status, codes) for status, codes in route.codes.items()},
+            **{str(status): _problem(status, codes, route) for status, codes in route.codes.items()},
         },
     }
     if route.body is not None:
@@ -176,9 +176,11 @@ def _answer(status: int, content: Content | tuple[Content, ...]) -> Json:
     return {"description": HTTP_STATUS_CODES[status], "content": media}
 
 
-def _problem(status: int, codes: tuple[str, ...]) -> Json:
+def _problem(status: int, codes: tuple[str, ...], route: Route) -> Json:
     schema = {"allOf": [{"$ref": _REF.format(name="Problem")}, {"properties": {"code": {"enum": list(codes)}}}]}
     response: Json = {"description": ", ".join(codes), "content": {MEDIA_TYPE: {"schema": schema}}}
+    if route.template and route.method == "GET" and status in (400, 404):
+        response["content"]["text/html"] = {}
     if status == 503:
         response["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
     if status == 401:

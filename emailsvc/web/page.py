@@ -43,6 +43,11 @@ def is_wanted() -> bool:
     return request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"
 
 
+def is_visited() -> bool:
+    """By somebody at a browser, and not by the script of a page, which reads what went wrong as JSON."""
+    return is_wanted() and request.method == "GET" and "X-Requested-With" not in request.headers
+
+
 def render(template: str, context: Mapping[str, object]) -> Response:
     document = render_template(template, now=isoformat(utcnow()), version=version(), **context)
     return Response(document, headers={"Content-Security-Policy": POLICY}, mimetype="text/html")

@@ -239,3 +239,24 @@ def test_a_group_of_the_page_chooses_its_letters(client: FlaskClient, engine: En
     listed = client.get(link[1].replace("&amp;", "&")).get_json()
     assert {letter["email_id"] for letter in listed["dead_letters"]} == {EVIL_ID, "running"}
     assert DEFERRED.reply not in shown
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        (f"/emails/{quote(EVIL_ID, safe='')}", 404, "There is no e-mail with the id"),
+        ("/stats/dead-letters?cursor=x", 400, "cursor must be the `next_cursor` of a page."),
+    ],
+)
+def test_a_refusal_is_a_page_to_a_visitor_and_a_problem_to_a_script(
+    client: FlaskClient, path: str, status: int, words: str
+) -> None:
+    answer = client.get(path, headers=HTML)
+    assert (answer.status_code, answer.mimetype) == (status, "text/html")
+    assert words in answer.get_data(as_text=True)
+    assert "<script>alert" not in answer.get_data(as_text=True)
+    assert 'href="/stats/search"' in answer.get_data(as_text=True)
+    for headers in ({}, HTML | {"X-Requested-With": "emailsvc"}):
+        problem = client.get(path, headers=headers)
+        assert (problem.status_code, problem.mimetype) == (status, "application/problem+json")
