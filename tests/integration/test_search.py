@@ -50,9 +50,9 @@ def some_row(number: int, state: str, lot: random.Random) -> dict[str, Any]:
 
 @pytest.fixture
 def stored(engine: Engine) -> list[Any]:
-    """Three hundred in every state, in an order that has nothing to do with it."""
+    """A hundred and fifty in every state, in an order that has nothing to do with it."""
     lot = random.Random(1)
-    some = [some_row(number, lot.choice(list(State)), lot) for number in range(300)]
+    some = [some_row(number, lot.choice(list(State)), lot) for number in range(150)]
     with engine.begin() as connection:
         connection.execute(insert(Email), some)
     return rows(engine, Email)
@@ -74,7 +74,7 @@ def pages(client: FlaskClient, **wanted: Any) -> Iterator[list[dict[str, Any]]]:
             return
 
 
-SINCE, UNTIL = START + 40 * MINUTE, START + 110 * MINUTE
+SINCE, UNTIL = START + 20 * MINUTE, START + 55 * MINUTE
 TIMES: list[dict[str, datetime]] = [{}, {"since": SINCE}, {"until": UNTIL}, {"since": SINCE, "until": UNTIL}]
 MORE: dict[str | None, list[dict[str, str]]] = {
     "failed": [{}, {"error": "no SUCH user"}, {"error": "100%"}],
