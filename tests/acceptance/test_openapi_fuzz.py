@@ -40,7 +40,7 @@ def test_no_generated_request_gets_an_answer_that_is_not_published(make_stack: C
     stack = make_stack(ON_MISMATCH="accept")
     stack.start(workers=1, release=False)
     phases = "coverage,fuzzing" if LONG else "fuzzing"
-    options = ["--checks=all", "--no-color", "--seed=1", f"--phases=examples,{phases}", f"--max-examples={LONG or 20}"]
+    options = ["--checks=all", "--no-color", "--seed=1", f"--phases=examples,{phases}", f"--max-examples={LONG or 12}"]
     done = subprocess.run(
         [
             command,
