@@ -56,6 +56,11 @@ def counts(engine: Engine) -> dict[str, Any]:
         return asdict(read_counts(connection))
 
 
+def open_letters(engine: Engine) -> int:
+    """Of all reasons, each of which has counters of its own."""
+    return sum(reports.metrics(engine).open_letters.values())
+
+
 def in_every_state(engine: Engine, config: Config) -> dict[str, Any]:
     """What the counts must be."""
     accept(engine, config, *"abcdefgh")
@@ -94,6 +99,7 @@ def test_every_count_is_the_same_before_and_after(engine: Engine, config: Config
             outbox.sweep(engine, config)
             assert counts(engine) == expected
             assert reports.violations(engine, config) == []
+            assert open_letters(engine) == expected["dead_letters"]
         current = switch(engine)
         assert timedelta(seconds=5) <= utcnow() - current.rolled_up_to < timedelta(seconds=15)
         assert abs(current.letters_rolled_up_to - current.rolled_up_to) < timedelta(seconds=5)
@@ -317,6 +323,7 @@ def test_the_steps_of_the_first_release_fit_between(engine: Engine, config: Conf
         expected |= {"received": expected["received"] + 1, "pending": expected["pending"] + 1}
         assert counts(engine) == expected
         assert counts_of_1436620(engine).items() <= expected.items()
+        assert open_letters(engine) == expected["dead_letters"]
     assert not roll_up_as_1436620(engine), "we are ahead of it"
     assert reports.violations(engine, config) == []
 
@@ -442,6 +449,7 @@ def test_after_the_database_s_clock_was_set_back_all_is_counted_once(
         assert reports.violations(engine, config) == []
         outbox.sweep(engine, config)
         assert counts(engine) == expected
+        assert open_letters(engine) == expected["dead_letters"]
 
 
 def _purged(engine: Engine, config: Config) -> int:
