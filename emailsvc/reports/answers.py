@@ -73,7 +73,10 @@ class Stats(Totals):
 
 
 class Hour(msgspec.Struct):
-    """What happened in the hour that begins at ``hour``. ``failed``: given up, whatever became of it since."""
+    """What happened in the hour that begins at ``hour``. ``failed``: given up, whatever became of it since.
+
+    ``delivered``, ``bounced`` and ``complained`` are what was reported in it, mostly of e-mails of before.
+    """
 
     hour: str
     received: Count
@@ -84,6 +87,9 @@ class Hour(msgspec.Struct):
     cancelled: Count
     absorbed: Count
     failed_attempts: Count
+    delivered: Count
+    bounced: Count
+    complained: Count
 
 
 class Hours(msgspec.Struct):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Boolean, ColumnElement, Engine, literal_column, select
 
 from emailsvc.clock import isoformat
-from emailsvc.db.models import Worker
+from emailsvc.db.models import Email, StoredReport, Worker
 from emailsvc.db.snapshots import snapshot
 from emailsvc.db.sqltime import db_in
 from emailsvc.intake.filters import EmailFilter
@@ -24,7 +24,7 @@ from emailsvc.vocabulary import ActionState, Order
 MAX_GROUPED = 500
 """So many dead letters, the newest, are put into groups."""
 
-MAX_WORKERS, MAX_GROUPS, MAX_RUNNING, MAX_OVERDUE, MAX_HAPPENED = 50, 20, 20, 8, 12
+MAX_WORKERS, MAX_GROUPS, MAX_RUNNING, MAX_OVERDUE, MAX_HAPPENED, MAX_REPORTED = 50, 20, 20, 8, 12, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,15 @@ class SeenWorker:
     started_at: str
     seen_at: str
     is_alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SeenReport:
+    email_id: str
+    event: str
+    kind: str | None
+    text: str | None
+    received_at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,8 @@ class Overview:
     groups: list[LetterGroup]  # of the newest dead letters
     running: list[Action]
     happened: list[Action]
+    bounced: list[SeenReport]  # the newest
+    settled: list[SeenReport]  # by which an e-mail became sent, the newest
 
     @property
     def workers_alive(self) -> int:
@@ -63,7 +74,18 @@ def read_desk(engine: Engine) -> Overview:
         groups=letter_groups(engine, limit=MAX_GROUPS, among=MAX_GROUPED).groups,
         running=actions(engine, state=ActionState.RUNNING, limit=MAX_RUNNING).actions,
         happened=actions(engine, limit=MAX_HAPPENED).actions,
+        bounced=_reported(engine, literal_column("reports.event") == literal_column("'bounced'")),
+        settled=_reported(engine, literal_column("reports.settled", Boolean())),
     )
+
+
+def _reported(engine: Engine, which: ColumnElement[bool]) -> list[SeenReport]:
+    """``which``: literally the condition of a partial index, so that it is read from its end."""
+    columns = (StoredReport.event, StoredReport.kind, StoredReport.reply, StoredReport.received_at)
+    newest = select(Email.email_id, *columns).join(Email, Email.id == StoredReport.email).where(which)
+    with snapshot(engine) as connection:
+        rows = connection.execute(newest.order_by(StoredReport.id.desc()).limit(MAX_REPORTED)).all()
+    return [SeenReport(row.email_id, row.event, row.kind, row.text, isoformat(row.received_at)) for row in rows]
 
 
 def _workers(engine: Engine) -> list[SeenWorker]:

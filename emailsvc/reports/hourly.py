@@ -45,4 +45,7 @@ def _answer(hour: datetime, tally: Mapping[str, int]) -> Hour:
         cancelled=tally.get("cancelled", 0) - tally.get("absorbed", 0),
         absorbed=tally.get("absorbed", 0),
         failed_attempts=tally.get("failed_attempts", 0),
+        delivered=tally.get("told:delivered", 0),
+        bounced=tally.get("told:bounced", 0),
+        complained=tally.get("told:complained", 0),
     )

@@ -14,6 +14,7 @@ from emailsvc import outbox, reports
 from emailsvc.clock import utcnow
 from emailsvc.db.counts import HOUR, hour_of
 from emailsvc.db.models import Attempt, DeadLetter, Email, Switch
+from emailsvc.feedback.events import heard
 from emailsvc.outbox import rolling
 from emailsvc.settings.config import Config
 from tests.emails import DEFERRED, REJECTED, SENT, accept, claim, record, rows, switch
@@ -21,7 +22,20 @@ from tests.factories import new_email
 from tests.webkit import ON_SQLITE, StrictClient
 
 NOTHING = dict.fromkeys(
-    ("received", "duplicates", "mismatches", "sent", "failed", "cancelled", "absorbed", "failed_attempts"), 0
+    (
+        "received",
+        "duplicates",
+        "mismatches",
+        "sent",
+        "failed",
+        "cancelled",
+        "absorbed",
+        "failed_attempts",
+        "delivered",
+        "bounced",
+        "complained",
+    ),
+    0,
 )
 
 
@@ -55,11 +69,12 @@ def happen(engine: Engine, config: Config) -> None:
     accept(engine, config, "a", "a")
     outbox.accept(engine, new_email("a", subject="Other"), config)
     accept(engine, config, "f", "g", user="ada@example.com", dedupe_key="order-1", dedupe_window_seconds=600)
+    outbox.hear(engine, [heard(word, email_id="a") for word in ("delivered", "bounced", "complained")])
 
 
 HAPPENED = {
     "received": 7, "duplicates": 2, "mismatches": 1, "sent": 1, "failed": 1, "cancelled": 1, "absorbed": 1,
-    "failed_attempts": 2,
+    "failed_attempts": 2, "delivered": 1, "bounced": 1, "complained": 1,
 }  # fmt: skip
 
 

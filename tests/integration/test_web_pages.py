@@ -18,11 +18,12 @@ from emailsvc import outbox, reports
 from emailsvc.db.choosing import LetterFilter
 from emailsvc.db.models import Switch
 from emailsvc.db.sqltime import db_in, db_now
+from emailsvc.feedback.events import heard
 from emailsvc.mail import Outcome, Result
 from emailsvc.settings.config import Config
-from emailsvc.vocabulary import Resolution
+from emailsvc.vocabulary import BounceKind, Resolution
 from emailsvc.web import page
-from tests.emails import DEFERRED, accept, claim, record
+from tests.emails import DEFERRED, SENT, accept, claim, record
 from tests.factories import payload
 from tests.webkit import BEARER, ON_SQLITE, TOKEN, StrictClient
 
@@ -260,3 +261,24 @@ def test_a_refusal_is_a_page_to_a_visitor_and_a_problem_to_a_script(
     for headers in ({}, HTML | {"X-Requested-With": "emailsvc"}):
         problem = client.get(path, headers=headers)
         assert (problem.status_code, problem.mimetype) == (status, "application/problem+json")
+
+
+def test_the_latest_bounces_and_what_settled_itself_stand_on_the_page(
+    client: FlaskClient, engine: Engine, config: Config
+) -> None:
+    def shown(of: str) -> bool:
+        return f'id="{of}-head"' in client.get("/stats", headers=HTML).get_data(as_text=True)
+
+    accept(engine, config, "sent", "doubt")
+    made = claim(engine, config)
+    record(engine, config, made, SENT, 0)
+    record(engine, config, made, Result(Outcome.UNCERTAIN, "no reply"), 1)
+    assert not shown("bounced")
+    outbox.hear(engine, [heard("bounced", email_id="sent", kind=BounceKind.HARD, text=EVIL)])
+    assert shown("bounced")
+    assert not shown("settled")
+    outbox.hear(engine, [heard("delivered", email_id="doubt")])
+    assert shown("settled")
+    page = client.get("/stats", headers=HTML).get_data(as_text=True)
+    assert EVIL not in page
+    assert page.index("Latest bounces") < page.index('href="/emails/sent"') < page.index("settled by a report</h2>")
