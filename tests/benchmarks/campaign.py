@@ -4,17 +4,20 @@
     python tests/benchmarks/campaign.py --database sqlite --kills 300 --emails 12000 --seed 1 --out campaign.jsonl
     python tests/benchmarks/campaign.py --database postgresql --on-uncertain retry --kills 100 --emails 4000
     python tests/benchmarks/campaign.py --database postgresql --term --kills 500 --emails 20000
+    python tests/benchmarks/campaign.py --database postgresql --reports --kills 200 --emails 8000
 
 Each run starts throw-away servers, a mail server in a process of its own that writes down what it took before it
 answers, and the Procfile's processes with short leases. The work is split into runs of at most 100 kills with the seeds
 S, S+1, …; with ``--out`` a finished run is one JSON line, and runs that are there already are not repeated, so a
 campaign may be interrupted and gone on with. The exit status is 1 when an e-mail was doubled, lost, or, with
-``--term``, uncertain.
+``--term``, uncertain. With ``--reports`` the mail server reports what it took, and all of that must be ``sent``.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import http.client
 import json
 import random
 import shutil
@@ -27,7 +30,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,6 +54,10 @@ MOMENT = (0.1, 0.9)
 REPLY_SECONDS = 0.1
 """The mail server's pause before its answer to a dot: the moment at which nobody knows is long enough to be hit."""
 
+REPORT_SECRET = "a-secret-of-the-campaign"
+MAX_REPORTED = 100
+"""At a time."""
+
 SHORT_LEASES = {
     "SMTP_TIMEOUT_SECONDS": "1",
     "SMTP_REPLY_TIMEOUT_SECONDS": "1",
@@ -71,6 +78,7 @@ class Plan:
     kills: int
     emails: int
     seed: int
+    reports: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,8 @@ class Tally:
     other_dead_letters: int
     miscounted: int
     seconds: float
+    unsettled: int = 0  # held as uncertain though the server had taken it
+    settled: int = 0  # uncertain ones that became sent by a report
 
     def failures(self, plan: Plan) -> list[str]:
         found = []
@@ -97,6 +107,8 @@ class Tally:
             found.append(f"{self.doubled} doubled, and {allowed} would be fair")
         if plan.term and self.uncertain:
             found.append(f"{self.uncertain} uncertain after nothing but SIGTERM")
+        if plan.reports and self.unsettled:
+            found.append(f"{self.unsettled} taken and reported, and not sent")
         if self.other_dead_letters:
             found.append(f"{self.other_dead_letters} dead letters for another reason")
         if self.miscounted:
@@ -111,6 +123,8 @@ def run(plan: Plan, *, consumers: int = 3) -> Tally:
         folder = Path(tempfile.mkdtemp(prefix="emailsvc-campaign-"))
         clean_up.callback(shutil.rmtree, folder, ignore_errors=True)
         environ = SHORT_LEASES | {"ON_UNCERTAIN": plan.on_uncertain}
+        if plan.reports:
+            environ |= {"REPORT_SECRETS": f"mine:{REPORT_SECRET}", "REPORT_WAIT_SECONDS": "2"}
         url = ""
         if plan.database == "postgresql":
             server, redis = PostgreSQL(durable=True), Redis()
@@ -124,8 +138,10 @@ def run(plan: Plan, *, consumers: int = 3) -> Tally:
         clean_up.callback(stack.stop)
         url = url or f"sqlite:///{stack.folder}/instance/emailsvc.db"
         web, workers = stack.start(workers=consumers)
-        kills, accepted, tries = _storm(plan, stack, url, web, workers)
-        stats = stack.wait_settled(150)
+        with reporting(stack, log) if plan.reports else nullcontext():
+            kills, accepted, tries = _storm(plan, stack, url, web, workers)
+            stack.wait_settled(150)
+        stats = stack.stats()
         letters = stack.dead_letters()
         uncertain = _column(url, UNCERTAIN)
         copies = _copies(log)
@@ -144,6 +160,8 @@ def run(plan: Plan, *, consumers: int = 3) -> Tally:
         other_dead_letters=len(letters) - len(held),
         miscounted=off,
         seconds=round(time.monotonic() - begun, 1),
+        unsettled=sum(copies[email_id] > 0 for email_id in held),
+        settled=stats["settled"],
     )
 
 
@@ -244,11 +262,62 @@ class Storm:
 def mail_server(log: Path) -> Iterator[int]:
     """``tests.smtpd`` in a process of its own; yields its port."""
     command = [sys.executable, "-m", "tests.smtpd", "--log", str(log), "--delay", str(REPLY_SECONDS)]
+    command += ["--id-header", "X-Email-Ref"]
     with start_process(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield int(process.stdout.readline())
         finally:
             process.send_signal(signal.SIGTERM)
+
+
+@contextmanager
+def reporting(stack: Stack, log: Path) -> Iterator[None]:
+    """What the mail server took is reported meanwhile, and at the end all of it has been."""
+    done, errors = threading.Event(), []
+
+    def report() -> None:
+        reported = 0
+        try:
+            while True:
+                is_last = done.is_set()
+                taken = log.read_text().splitlines()[reported:][:MAX_REPORTED] if log.exists() else []
+                if taken:
+                    _tell(stack, [json.loads(line)["id"] for line in taken])
+                    reported += len(taken)
+                elif is_last:
+                    return
+                else:
+                    time.sleep(0.05)
+        except BaseException as exc:  # noqa: BLE001 - told by the main thread
+            errors.append(exc)
+        finally:
+            stack.hang_up()
+
+    thread = threading.Thread(target=report)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(60)
+    assert not thread.is_alive(), "the reports found no end"
+    assert not errors, errors[0]
+
+
+def _tell(stack: Stack, references: list[str]) -> None:
+    """As providers do: again until the answer is 2xx."""
+    events = [{"event": "delivered", "reference": reference} for reference in references]
+    secret = {"Authorization": "Basic " + base64.b64encode(f"any:{REPORT_SECRET}".encode()).decode()}
+    deadline = time.monotonic() + 60
+    while True:
+        with suppress(OSError, http.client.HTTPException):
+            reply = stack.request("POST", "/reports", events, secret)
+            if reply.status == 200:
+                assert reply.json["unmatched"] == 0, reply
+                return
+            assert reply.status >= 500, reply
+        assert time.monotonic() < deadline, "no answer to a report in 60 s"
+        time.sleep(0.05)
 
 
 def _copies(log: Path) -> Counter[str]:
@@ -299,6 +368,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--consumers", type=int, default=3)
     parser.add_argument("--term", action="store_true", help="SIGTERM, twice, instead of kill -9")
+    parser.add_argument("--reports", action="store_true", help="the mail server reports what it took")
     parser.add_argument("--out", help="file of finished runs, one JSON object a line; makes the campaign resumable")
     return parser.parse_args()
 
@@ -308,7 +378,9 @@ def _plans(options: argparse.Namespace) -> Iterator[Plan]:
     for number in range(runs):
         kills = options.kills // runs + (number < options.kills % runs)
         emails = options.emails // runs + (number < options.emails % runs)
-        yield Plan(options.database, options.on_uncertain, options.term, kills, emails, options.seed + number)
+        yield Plan(
+            options.database, options.on_uncertain, options.term, kills, emails, options.seed + number, options.reports
+        )
 
 
 def _read(out: Path | None) -> dict[Plan, Tally]:
@@ -318,20 +390,25 @@ def _read(out: Path | None) -> dict[Plan, Tally]:
     return {Plan(**line["plan"]): Tally(**line["tally"]) for line in lines}
 
 
-COLUMNS = ("kills", "emails", "sent", "doubled", "lost", "uncertain", "false_alarms")
+COLUMNS = ("kills", "emails", "sent", "doubled", "lost", "uncertain", "settled", "false_alarms")
+
+
+def _kind(plan: Plan) -> tuple[str, str, str]:
+    fault = "SIGTERM ×2" if plan.term else "kill -9"
+    return plan.database, plan.on_uncertain, f"{fault}, reported" if plan.reports else fault
 
 
 def table(done: dict[Plan, Tally]) -> str:
     """All runs, added up by kind; Markdown, ready for the README of this folder."""
     heads = ["database", "on uncertain", "fault", "runs", "kills", "e-mails", "at the server"]
-    heads += ["doubled", "lost", "uncertain", "of these not taken", "minutes"]
+    heads += ["doubled", "lost", "uncertain", "settled by a report", "not taken", "minutes"]
     rows = [heads, ["---"] * len(heads)]
-    kinds = sorted({(plan.database, plan.on_uncertain, plan.term) for plan in done})
+    kinds = sorted({_kind(plan) for plan in done})
     for kind in kinds:
-        tallies = [tally for plan, tally in done.items() if (plan.database, plan.on_uncertain, plan.term) == kind]
+        tallies = [tally for plan, tally in done.items() if _kind(plan) == kind]
         sums = [f"{sum(getattr(tally, name) for tally in tallies):,}" for name in COLUMNS]
         minutes = f"{sum(tally.seconds for tally in tallies) / 60:.0f}"
-        rows.append([kind[0], kind[1], "SIGTERM ×2" if kind[2] else "kill -9", str(len(tallies)), *sums, minutes])
+        rows.append([*kind, str(len(tallies)), *sums, minutes])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

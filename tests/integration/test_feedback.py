@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +18,11 @@ from emailsvc import outbox, reports
 from emailsvc.clock import utcnow
 from emailsvc.db.models import DeadLetter, Email, StoredReport
 from emailsvc.db.sqltime import db_in
+from emailsvc.delivery.drain import Drain
 from emailsvc.feedback.events import Event, heard
 from emailsvc.feedback.reference import reference_of
-from emailsvc.outbox import Heard
+from emailsvc.mail.memory import MemoryTransport
+from emailsvc.outbox import Heard, SentTogether
 from emailsvc.settings.config import Config
 from emailsvc.vocabulary import BounceKind, Report
 from tests.emails import (
@@ -314,3 +320,50 @@ def test_a_report_goes_with_its_e_mail(engine: Engine, make_config: Callable[...
     swept = outbox.sweep(engine, config)
     outbox.retain(engine, config, swept)
     assert (rows(engine, Email), rows(engine, StoredReport)) == ([], [])
+
+
+# a restored backup
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_what_was_reported_is_not_sent_again_from_yesterdays_backup(
+    engine: Engine, config: Config, tmp_path: Path
+) -> None:
+    accept(engine, config, "a", "b", "c")
+    record(engine, config, claim(engine, config), DEFERRED)  # "a"; the others are still in hand
+    file = Path(str(engine.url.database))
+    copy_database(file, tmp_path / "yesterday.db")
+    transport = MemoryTransport()
+    end_leases(engine)
+    outbox.sweep(engine, config)
+    for letter in rows(engine, DeadLetter):
+        outbox.replay(engine, letter.id)
+    accept(engine, config, "later")
+    make_due(engine)
+    drain(engine, config, transport)
+    assert sorted(mail.email_id for mail in transport.delivered) == ["a", "b", "c", "later"]
+    told = [heard("delivered", reference=mail.headers["X-Email-Ref"]) for mail in transport.delivered]
+
+    engine.dispose()
+    copy_database(tmp_path / "yesterday.db", file)
+    outbox.pause(engine, "restored")
+    accept(engine, config, "new")  # under the row's id that "later" had
+    replayed = hear(engine, *told)
+    assert (len(replayed.noted), replayed.unmatched) == (3, 1)
+    outbox.resume(engine)
+    end_leases(engine)
+    outbox.sweep(engine, config)
+    make_due(engine)
+    drain(engine, config, transport)
+    assert sorted(mail.email_id for mail in transport.delivered) == ["a", "b", "c", "later", "new"]
+    assert {one.email_id: one.status for one in rows(engine, Email)} == dict.fromkeys("abc", "sent") | {"new": "sent"}
+    sound(engine, config)
+
+
+def copy_database(source: Path, target: Path) -> None:
+    with closing(sqlite3.connect(source)) as one, closing(sqlite3.connect(target)) as other:
+        one.backup(other)
+
+
+def drain(engine: Engine, config: Config, transport: MemoryTransport) -> None:
+    Drain(engine, config, transport, threading.Event(), lambda: None, SentTogether(engine)).run()
