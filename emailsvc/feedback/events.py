@@ -21,11 +21,11 @@ MAX_EVENTS = 1000
 MAX_EVENT = 32
 MAX_REFERENCE = 64
 MAX_EMAIL_ID = 255
-MAX_CODE = 32
 MAX_TEXT = 1000
 MAX_NUMBER = 10**15
 
 _unprintable = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+_CODE = re.compile(r"(?<![\w.@])(?:\d{3}|[245]\.\d{1,3}\.\d{1,3})(?![\w.@])", re.ASCII)
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,6})?)\d*([Zz]|[+-]\d\d:?\d\d)", re.ASCII)
 
 
@@ -33,7 +33,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Made by ``heard``. ``event`` in Anymail's words; what is no ``vocabulary.Report`` is taken and ignored.
 
     ``at`` is aware and in UTC, None when not told. ``reference`` is what `feedback.reference` put on the e-mail, as it
-    came back. ``code`` is the reply code, the enhanced one or both, ``text`` the server's or the provider's words.
+    came back. ``code`` is the reply code, the enhanced one or both and nothing else, ``text`` the server's or the
+    provider's words.
     """
 
     event: str
@@ -66,7 +67,7 @@ def heard(
         reference=_whole(reference, MAX_REFERENCE),
         email_id=_whole(email_id, MAX_EMAIL_ID),
         kind=kind,
-        code=_cut(code, MAX_CODE),
+        code=_codes(code),
         text=_cut(text, MAX_TEXT),
     )
 
@@ -117,3 +118,8 @@ def _whole(value: object, most: int) -> str | None:
 def _cut(value: object, most: int) -> str | None:
     text = one_line(value)
     return None if text is None else text[:most]
+
+
+def _codes(value: object) -> str | None:
+    """The first two, and nothing beside them: it is logged, and outlives the erasure of the recipient."""
+    return " ".join(_CODE.findall(_cut(value, MAX_TEXT) or "")[:2]) or None

@@ -60,6 +60,26 @@ def test_a_long_text_is_cut_and_an_id_that_would_have_to_be_is_none() -> None:
 
 
 @pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        (421, "421"),
+        (605, "605"),
+        ("5.1.1", "5.1.1"),
+        ("550-5.1.1 <ada@example.com>", "550 5.1.1"),
+        ("ada@example.com", None),
+        ("ada.550.5@example.com", None),
+        ("5.1.1 " * 20, "5.1.1 5.1.1"),
+        ("x" * 10**6, None),
+        (True, None),
+    ],
+    ids=lambda told: str(told)[:20],
+)
+def test_of_a_code_only_the_codes_are_kept(told: object, kept: str | None) -> None:
+    """It is logged, and outlives the erasure of its recipient, so that no address may stand in it."""
+    assert heard("bounced", code=told).code == kept
+
+
+@pytest.mark.parametrize(
     ("told", "at"),
     [
         ("2026-11-24T09:00:00Z", datetime(2026, 11, 24, 9, tzinfo=UTC)),
