@@ -21,7 +21,7 @@ from tests.servers import wait_for
 from tests.smtpd import Smtpd
 from tests.stack import Stack, copies, smtp_url
 
-LETTERS, CHOSEN, RATE = 5_000, 300, 50
+LETTERS, CHOSEN, RATE = 5_000, 300, 10
 
 FILL = (
     """INSERT INTO emails (email_id, fingerprint, recipient, subject, body, size, message_id, status, priority,
@@ -56,7 +56,7 @@ WEEK_AGO = (datetime.now(UTC) - timedelta(days=7)).isoformat(timespec="seconds")
 LOOKS = (
     Look(
         "why it did not arrive: failed", of("/emails/refused-1"), "emails show refused-1",
-        lambda told: told["last_error"] == "550 5.1.1 no such user",
+        lambda told: told["last_error"].endswith("550 5.1.1 no such user"),
     ),
     Look(
         "why it did not arrive: sent", of("/emails/taken-1"), "emails show taken-1",
@@ -68,7 +68,7 @@ LOOKS = (
     ),
     Look(
         "what is stuck", search(order="due"), "emails list --order due",
-        lambda told: told["emails"][0]["last_error"] == "451 4.7.1 try later",
+        lambda told: {one["email_id"] for one in told["emails"] if one["last_error"]} == {"later-1", "tardy-1"},
     ),
     Look(
         "what is pending after a restore", search(state="pending"), "emails list --state pending",
