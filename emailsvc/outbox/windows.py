@@ -10,7 +10,10 @@ from sqlalchemy import Connection, Row, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from emailsvc.db.absorbed import FIRST, IS_ABSORBED, IS_ITS_FIRST, ended_unsent
-from emailsvc.db.models import Email, Window
+from emailsvc.db.models import Email
+from emailsvc.db.models import Window as StoredWindow
+from emailsvc.db.sqltime import db_now
+from emailsvc.intake.windows import Window
 from emailsvc.vocabulary import State
 
 
@@ -21,6 +24,18 @@ class First(NamedTuple):
     state: State | None
     fingerprint: str | None
     received_at: datetime | None
+
+
+def firsts_in(connection: Connection, windows: Mapping[str, Window]) -> dict[str, First]:
+    """Of those that come into a window that is open already. The others may open one, which ``enter`` decides."""
+    keys = sorted({window.key for window in windows.values()})
+    is_open = (StoredWindow.ends_at > db_now(), ~ended_unsent(Email))
+    firsts = {row.key: _first(row) for row in connection.execute(_HELD.where(StoredWindow.key.in_(keys), *is_open))}
+    return {email_id: firsts[window.key] for email_id, window in windows.items() if window.key in firsts}
+
+
+def _first(held: Row[*tuple[Any, ...]]) -> First:
+    return First(held.email_id, State(held.status), held.fingerprint, held.received_at)
 
 
 class Entrant(NamedTuple):
@@ -43,13 +58,15 @@ class Entrant(NamedTuple):
 
 
 _OPEN = {
-    name: dialect.insert(Window).on_conflict_do_nothing(index_elements=[Window.key]).returning(Window.key)
+    name: dialect.insert(StoredWindow)
+    .on_conflict_do_nothing(index_elements=[StoredWindow.key])
+    .returning(StoredWindow.key)
     for name, dialect in (("postgresql", postgresql), ("sqlite", sqlite))
 }
 _HELD = select(
-    Window.key, Window.email, Window.ends_at, Email.email_id, Email.status, Email.fingerprint, Email.received_at,
-    ended_unsent(Email).label("ended_unsent"),
-).join(Email, Email.id == Window.email).order_by(Window.key)  # fmt: skip
+    StoredWindow.key, StoredWindow.email, StoredWindow.ends_at, Email.email_id, Email.status, Email.fingerprint,
+    Email.received_at, ended_unsent(Email).label("ended_unsent"),
+).join(Email, Email.id == StoredWindow.email).order_by(StoredWindow.key)  # fmt: skip
 
 
 def enter(connection: Connection, entrants: Sequence[Entrant]) -> dict[int, First]:
@@ -62,11 +79,11 @@ def enter(connection: Connection, entrants: Sequence[Entrant]) -> dict[int, Firs
     left = {key: earliest[key] for key in sorted(earliest)}
     while left:
         taken = _open(connection, left)
-        held = {row.key: row for row in connection.execute(_HELD.where(Window.key.in_(taken)))} if taken else {}
+        held = {row.key: row for row in connection.execute(_HELD.where(StoredWindow.key.in_(taken)))} if taken else {}
         left = {key: left[key] for key in taken}
         for key, window in held.items():
             if window.ends_at > left[key].received_at and not window.ended_unsent:
-                firsts[key] = First(window.email_id, State(window.status), window.fingerprint, window.received_at)
+                firsts[key] = _first(window)
                 del left[key]
             elif _take_over(connection, left[key], window):
                 del left[key]
@@ -85,8 +102,8 @@ def _open(connection: Connection, wanted: Mapping[str, Entrant]) -> list[str]:
 
 
 def _take_over(connection: Connection, entrant: Entrant, held: Row[*tuple[Any, ...]]) -> bool:
-    as_read = (Window.key == held.key, Window.email == held.email, Window.ends_at == held.ends_at)
-    return connection.execute(update(Window).where(*as_read).values(entrant.window)).rowcount == 1
+    as_read = (StoredWindow.key == held.key, StoredWindow.email == held.email, StoredWindow.ends_at == held.ends_at)
+    return connection.execute(update(StoredWindow).where(*as_read).values(entrant.window)).rowcount == 1
 
 
 _KNOWN = (

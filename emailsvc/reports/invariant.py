@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sqlalchemy import ColumnElement, Connection, Engine, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, case, func, select
 
 from emailsvc.clock import utcnow
 from emailsvc.db.absorbed import FIRST, IS_ABSORBED, IS_ITS_FIRST
@@ -63,15 +63,19 @@ def _letters(connection: Connection, ids: range | None = None) -> Iterator[str]:
     yield from _broken(connection, "with an unresolved dead letter are not failed", *alive)
 
 
+_HOLDS_A_WINDOW = select(Window.key).where(Window.email == Email.id).exists()
+_IS_ALONE = Email.scrubbed_at.is_(None) & ~select(FIRST.id).where(IS_ITS_FIRST).exists()
+_WRONG_DUPLICATES = {
+    "duplicates of others are not cancelled": Email.status != Status.CANCELLED,
+    "kept as duplicates of one that is gone": _IS_ALONE,
+    "duplicates of others hold a window": _HOLDS_A_WINDOW,
+}
+_COUNT_DUPLICATES = select(*(func.count(case((wrong, 1))) for wrong in _WRONG_DUPLICATES.values())).where(IS_ABSORBED)
+
+
 def _duplicates(connection: Connection) -> Iterator[str]:
-    first = select(FIRST.id).where(IS_ITS_FIRST).exists()
-    opened = select(Window.key).where(Window.email == Email.id).exists()
-    yield from _broken(
-        connection, "duplicates of others are not cancelled", IS_ABSORBED, Email.status != Status.CANCELLED
-    )
-    held = (IS_ABSORBED, Email.scrubbed_at.is_(None), ~first)
-    yield from _broken(connection, "kept as duplicates of one that is gone", *held)
-    yield from _broken(connection, "duplicates of others hold a window", IS_ABSORBED, opened)
+    counts = connection.execute(_COUNT_DUPLICATES).one()
+    yield from (f"{count} e-mails {what}" for what, count in zip(_WRONG_DUPLICATES, counts, strict=True) if count)
 
 
 def _broken(connection: Connection, what: str, *condition: ColumnElement[bool]) -> Iterator[str]:

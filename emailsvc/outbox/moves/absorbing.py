@@ -15,7 +15,7 @@ from emailsvc.outbox.scrubbing import NO_CONTENT
 from emailsvc.outbox.windows import First
 from emailsvc.vocabulary import State, Status
 
-_ABSORB = turn(Status.PENDING, Status.CANCELLED, Email.id == bindparam("row_id")).values(
+_ABSORB = turn(Status.PENDING, Status.CANCELLED, Email.id.in_(bindparam("rows", expanding=True))).values(
     next_attempt_at=null(), final_at=db_now(), duplicate_of=bindparam("first")
 )
 _FORGET = _ABSORB.values(NO_CONTENT)
@@ -25,10 +25,12 @@ def absorb(connection: Connection, firsts: Mapping[int, First]) -> None:
     """``pending → cancelled``, for rows that this transaction made. Their content is kept, in case the first one is not
     sent; not if it is sent already.
     """
-    for statement, is_sent in ((_ABSORB, False), (_FORGET, True)):
-        some = {row: first for row, first in firsts.items() if (first.state is State.SENT) == is_sent}
-        if some:
-            connection.execute(statement, [{"row_id": row, "first": some[row].email_id} for row in sorted(some)])
+    rows: dict[First, list[int]] = {}
+    for row, first in sorted(firsts.items()):
+        rows.setdefault(first, []).append(row)
+    for first, some in rows.items():
+        statement = _FORGET if first.state is State.SENT else _ABSORB
+        connection.execute(statement, {"rows": some, "first": first.email_id})
 
 
 def revive(connection: Connection, *which: ColumnElement[bool]) -> int:

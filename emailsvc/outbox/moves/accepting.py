@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import (
     JSON,
+    Boolean,
     ColumnElement,
     Connection,
+    CursorResult,
     Text,
     and_,
     bindparam,
@@ -21,6 +23,7 @@ from sqlalchemy import (
     column,
     func,
     literal_column,
+    null,
     select,
 )  # fmt: skip
 from sqlalchemy.dialects import postgresql, sqlite
@@ -34,7 +37,7 @@ from emailsvc.db.sqltime import UtcDateTime, db_now
 from emailsvc.intake.windows import Window
 from emailsvc.outbox.counters import add_to_counters, adding, any_shard
 from emailsvc.outbox.moves.absorbing import absorb
-from emailsvc.outbox.windows import Entrant, First, enter, firsts_of
+from emailsvc.outbox.windows import Entrant, First, enter, firsts_in, firsts_of
 from emailsvc.vocabulary import State, Status
 
 Row = Mapping[str, Any]
@@ -85,12 +88,17 @@ def accept(
     ``rows`` by those that are new; to ``observe`` is to count what would be absorbed.
     """
     more = {row["email_id"]: row["duplicates"] for row in rows}
+    firsts: dict[str, First] = {}
+    if windows is not None and not observe:
+        firsts = firsts_in(connection, windows)
+        rows = [_as_duplicate(row, firsts.get(row["email_id"])) for row in rows]
     if connection.dialect.name == "postgresql":
         statement = _STATEMENT if windows is None else _UNCOUNTED
         kept = [Kept._make((*row, more[row[1]], None)) for row in _run(connection, statement, rows, lock_milliseconds)]
     else:
-        stored = connection.execute(_ACCEPT, [{**row, "not_before": row["send_at"]} for row in rows])
+        stored = _stored_by_sqlite(connection, rows, absorbing=bool(firsts))
         kept = [Kept._make((*row, more[row.email_id], None)) for row in stored]
+    kept = [row._replace(first=firsts.get(row.email_id)) if row.is_new else row for row in kept] if firsts else kept
     counts: Counter[Kind] = Counter()
     if windows is not None:
         kept, counts = _entered(connection, kept, [row["email_id"] for row in rows], windows, observe=observe)
@@ -112,20 +120,51 @@ def _entered(
     entrants = [
         Entrant(new[one].id, one, new[one].fingerprint, new[one].received_at, windows[one].key, windows[one].seconds)
         for one in order
-        if one in new and one in windows
+        if one in new and one in windows and new[one].first is None
     ]
     firsts = enter(connection, entrants)
     if not observe:
         absorb(connection, firsts)
     status = Status.PENDING if observe else Status.CANCELLED
     kept = [row._replace(status=status, first=firsts[row.id]) if row.id in firsts else row for row in kept]
-    other = sum(row.first is not None and row.first.fingerprint != row.fingerprint for row in kept)
+    duplicates = [row for row in kept if row.first is not None]
+    other = sum(row.first is not None and row.first.fingerprint != row.fingerprint for row in duplicates)
+    count = len(duplicates)
     counts: dict[Kind, int] = (
-        {"would_absorb": len(firsts)}
-        if observe
-        else {"absorbed": len(firsts), "cancelled": len(firsts), "absorbed_other": other}
+        {"would_absorb": count} if observe else {"absorbed": count, "cancelled": count, "absorbed_other": other}
     )
     return kept, Counter(counts)
+
+
+def _as_duplicate(row: Row, first: First | None) -> Row:
+    """Stored as absorbed from the start: to store it and then to change it takes twice as long."""
+    if first is None:
+        return {**row, "duplicate_of": None}
+    forgotten = dict.fromkeys(("subject", "body", "html", "other")) if first.state is State.SENT else {}
+    return {**row, **forgotten, "duplicate_of": first.email_id}
+
+
+def _stored_by_sqlite(connection: Connection, rows: Sequence[Row], *, absorbing: bool) -> CursorResult[Any]:
+    if not absorbing:
+        return connection.execute(_ACCEPT, [{**row, "not_before": row["send_at"]} for row in rows])
+    marked = [
+        {**row, "not_before": row["send_at"], "absorbed": bool(row["duplicate_of"]), "forgotten": row["body"] is None}
+        for row in rows
+    ]
+    return connection.execute(_ACCEPT_OR_ABSORB, marked)
+
+
+def _begun_or_absorbed(
+    send_at: ColumnElement[datetime], absorbed: ColumnElement[bool], forgotten: ColumnElement[bool]
+) -> dict[str, ColumnElement[Any]]:
+    begun = _begun(send_at)
+    return {
+        "status": case((absorbed, status_literal(Status.CANCELLED)), else_=begun["status"]),
+        "next_attempt_at": case((absorbed, null()), else_=begun["next_attempt_at"]),
+        "received_at": begun["received_at"],
+        "final_at": case((absorbed, db_now())),
+        "scrubbed_at": case((forgotten, db_now())),
+    }
 
 
 def _begun(send_at: ColumnElement[datetime]) -> dict[str, ColumnElement[Any]]:
@@ -148,7 +187,10 @@ def _or_counted(statement: Any) -> Any:
     )  # fmt: skip
 
 
-_ACCEPT = _or_counted(sqlite.insert(Email).values(_begun(bindparam("not_before", type_=UtcDateTime()))))
+_NOT_BEFORE = bindparam("not_before", type_=UtcDateTime())
+_MARKERS = (bindparam("absorbed", type_=Boolean()), bindparam("forgotten", type_=Boolean()))
+_ACCEPT = _or_counted(sqlite.insert(Email).values(_begun(_NOT_BEFORE)))
+_ACCEPT_OR_ABSORB = _or_counted(sqlite.insert(Email).values(_begun_or_absorbed(_NOT_BEFORE, *_MARKERS)))
 
 
 def _seen_in(kept: Sequence[Kept], fingerprints: Mapping[str, str]) -> Counter[Kind]:
@@ -164,16 +206,19 @@ def _accepting(*, counting: bool) -> Any:
     rows: they come as one JSON document. PostgreSQL reads and sorts all of them, and so sets the time limit, before it
     locks the first. Counters are locked last, so where windows follow, the counting is left to them.
     """
-    columns = (Email.__table__.c[name] for name in _GIVEN)
+    names = _GIVEN if counting else (*_GIVEN, "duplicate_of")
+    columns = (Email.__table__.c[name] for name in names)
     typed = [column(one.name, Text() if one.name == "other" else one.type) for one in columns]
     document = func.json_to_recordset(cast(bindparam("rows", type_=Text()), JSON))
     given = select(document.table_valued(*typed, name="item").render_derived(with_types=True)).cte("given")
     limit = func.coalesce(bindparam("lock_timeout", type_=Text()), func.current_setting("lock_timeout"))
     limited = select(func.set_config("lock_timeout", limit, True)).cte("limited")
     begun = _begun(given.c.send_at)
+    if not counting:
+        begun = _begun_or_absorbed(given.c.send_at, given.c.duplicate_of.is_not(None), given.c.body.is_(None))
     values = [cast(one, JSON) if one.name == "other" else one for one in given.c]
     source = select(*values, *begun.values()).select_from(given, limited).order_by(given.c.email_id)
-    kept = _or_counted(postgresql.insert(Email).from_select([*_GIVEN, *begun], source)).cte("kept")
+    kept = _or_counted(postgresql.insert(Email).from_select([*names, *begun], source)).cte("kept")
     return select(kept).add_cte(adding(_seen(kept, given)).cte("counted")) if counting else select(kept)
 
 
@@ -195,7 +240,8 @@ _STATEMENT, _UNCOUNTED = (
 def _run(
     connection: Connection, statement: Compiled, rows: Sequence[Row], lock_milliseconds: int | None
 ) -> list[tuple[Any, ...]]:
-    items = [{**row, "other": json.dumps(row["other"])} for row in rows]  # in ASCII, whatever the database's encoding
+    # In ASCII, whatever the database's encoding.
+    items = [{**row, "other": None if row["other"] is None else json.dumps(row["other"])} for row in rows]
     limit = None if lock_milliseconds is None else f"{lock_milliseconds}ms"
     values = {"rows": msgspec.json.encode(items).decode(), "shard": any_shard(), "lock_timeout": limit}
     return direct.run(connection, statement.string, {**statement.params, **values})
