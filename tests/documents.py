@@ -29,7 +29,8 @@ def settings() -> str:
 
 def routes() -> str:
     rows = [(f"`{one.method} {shown(one.path)}`", one.access, one.summary) for one in ROUTES]
-    return _table(("route", "for", ""), rows)
+    theirs = ("`POST /reports/<provider>`", "reporter", "The same, in a provider's words; `dsn` takes bounce mail")
+    return _table(("route", "for", ""), list(dict.fromkeys(theirs if "/reports/" in row[0] else row for row in rows)))
 
 
 def problems() -> str:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -198,10 +198,11 @@ def test_every_example_of_a_route_answers_as_shown(site: Site, tmp_path: Path) -
 
 def test_the_examples_of_the_first_page_answer_as_shown(site: Site, tmp_path: Path) -> None:
     needs("bash", "curl")
-    first, second = examples(README)
-    assert (first.status, second.status) == (202, 200)
+    (first,) = examples(README)
+    assert first.status == 202
     show(first, site, tmp_path)
-    show(second, site, tmp_path)
+    (again,) = re.findall(r"same again is answered `200`.*?```json\n(.*?)```", README, re.DOTALL)
+    show(replace(first, status=200, answer=again), site, tmp_path)
 
 
 def show(example: Example, site: Site, folder: Path) -> None:
