@@ -16,6 +16,7 @@ from emailsvc import outbox, reports
 from emailsvc.db import direct
 from emailsvc.db.models import DeadLetter, Email, StoredAttachment, Window
 from emailsvc.db.sqltime import db_in
+from emailsvc.intake.filters import EmailFilter
 from emailsvc.intake.payload import NewEmail
 from emailsvc.outbox import Accepted, expediting
 from emailsvc.settings.config import Config
@@ -302,6 +303,29 @@ def test_what_an_unsent_first_one_had_absorbed_is_sent_by_its_id(
     record(engine, config, made, SENT)
     assert verdicts(post(engine, config, "b", expires_at=None)) == [("b", "duplicate", None)]
     assert [one["kind"] for one in client.get("/actions").get_json()["actions"]] == ["made_due", "cancelled"]
+
+
+def test_the_duplicate_that_is_sent_has_the_window_of_its_unsent_first_one(engine: Engine, config: Config) -> None:
+    """Or the next would be a second e-mail within it."""
+    post(engine, config, *"abcd")
+    outbox.cancel(engine, "a")
+    outbox.send_now(engine, "c")
+    assert verdicts(post(engine, config, "e")) == [("e", "absorbed", "c")]
+    assert outbox.send_many_now(engine, EmailFilter(first_unsent=True)).made_due == 2
+    assert verdicts(post(engine, config, "f")) == [("f", "absorbed", "c")], "who has it keeps it"
+    outbox.cancel(engine, "c")
+    assert verdicts(post(engine, config, "g")) == [("g", "accepted", None)]
+    outbox.send_now(engine, "e")
+    assert verdicts(post(engine, config, "h")) == [("h", "absorbed", "g")], "and what was taken over stays so"
+    assert reports.violations(engine, config) == []
+
+
+def test_of_many_that_are_sent_together_the_earliest_has_the_window(engine: Engine, config: Config) -> None:
+    post(engine, config, *"abc")
+    outbox.cancel(engine, "a")
+    assert outbox.send_many_now(engine, EmailFilter(first_unsent=True)).made_due == 2
+    assert verdicts(post(engine, config, "d")) == [("d", "absorbed", "b")]
+    assert reports.violations(engine, config) == []
 
 
 def test_what_an_unsent_first_one_had_absorbed_is_listed_and_sent_by_the_filter(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sqlalchemy import ColumnElement, Connection, bindparam, case, null, update
+from sqlalchemy import ColumnElement, Connection, bindparam, case, null, select, update
 
-from emailsvc.db.absorbed import IS_ABSORBED, IS_FIRST_UNSENT
-from emailsvc.db.models import Email, has_status
+from emailsvc.db.absorbed import FIRST, IS_ABSORBED, IS_FIRST_UNSENT, IS_ITS_FIRST
+from emailsvc.db.models import Email, Window, has_status
 from emailsvc.db.sqltime import db_now
 from emailsvc.outbox.counters import add_to_counters
 from emailsvc.outbox.moves.turning import turn
@@ -19,6 +19,13 @@ _ABSORB = turn(Status.PENDING, Status.CANCELLED, Email.id.in_(bindparam("rows", 
     next_attempt_at=null(), final_at=db_now(), duplicate_of=bindparam("first")
 )
 _FORGET = _ABSORB.values(NO_CONTENT)
+
+_INHERITED = (
+    select(Window.key, Window.email, Email.id)
+    .join(FIRST, FIRST.id == Window.email)
+    .join(Email, IS_ITS_FIRST)
+    .order_by(Window.key, Email.id)
+)
 
 
 def absorb(connection: Connection, firsts: Mapping[int, First]) -> None:
@@ -35,15 +42,20 @@ def absorb(connection: Connection, firsts: Mapping[int, First]) -> None:
 
 def revive(connection: Connection, *which: ColumnElement[bool]) -> int:
     """``cancelled → pending``, due at once: an e-mail of its own from now on. Those whose first one waits, or was sent,
-    or whose content is gone, do not match.
+    or whose content is gone, do not match. The lowest of one window has it from now on, if nobody took it over.
     """
+    inherited = connection.execute(_INHERITED.where(*which)).all()
     statement = turn(Status.CANCELLED, Status.PENDING, IS_FIRST_UNSENT, *which).values(
         next_attempt_at=db_now(), final_at=None, duplicate_of=None,
         expires_at=case((Email.expires_at <= db_now(), None), else_=Email.expires_at),
     )  # fmt: skip
-    count = connection.execute(statement).rowcount
-    add_to_counters(connection, {"absorbed": -count, "cancelled": -count})
-    return count
+    revived = set(connection.execute(statement.returning(Email.id)).scalars())
+    for heir in inherited:
+        if heir.id in revived:  # what comes second finds that its first one has the window no more
+            held = (Window.key == heir.key, Window.email == heir.email)
+            connection.execute(update(Window).where(*held).values(email=heir.id))
+    add_to_counters(connection, {"absorbed": -len(revived), "cancelled": -len(revived)})
+    return len(revived)
 
 
 def drop(connection: Connection, email_id: str) -> bool:
