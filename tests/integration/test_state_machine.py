@@ -41,12 +41,13 @@ from emailsvc.delivery.batch import Batch
 from emailsvc.errors import Conflict, NotFound
 from emailsvc.intake.filters import EmailFilter
 from emailsvc.intake.payload import Attachment, NewEmail
+from emailsvc.intake.windows import Window
 from emailsvc.mail import Message, Outcome, Result
 from emailsvc.outbox import Recorded, moves, sweeping
 from emailsvc.outbox.moves import ending
 from emailsvc.outbox.switch import RUNNING
 from emailsvc.settings.config import Config
-from emailsvc.vocabulary import Reason, Resolution, Status
+from emailsvc.vocabulary import Reason, Resolution, State, Status
 from tests.factories import new_email
 from tests.machine import (
     AFTER_DOT,
@@ -63,6 +64,7 @@ from tests.machine import (
 
 LONG = int(os.environ.get("STATE_MACHINE_EXAMPLES", "0"))
 IDS = [f"m-{n}" for n in range(6)]
+WINDOW = Window("k" * 64, 3 * 3600)
 LARGE = 4 * 1024 * 1024
 """Bytes that no lease of this configuration covers."""
 
@@ -92,7 +94,7 @@ def make_email(number: int, kind: str = "plain", on_uncertain: str = "hold", pri
         attachments=(Attachment("a.txt", "text/plain", b"a"),) if kind == "attachment" else (),
         send_at=later if kind == "later" else None, expires_at=soon if kind == "expiring" else None,
         priority=priority, on_uncertain=on_uncertain, fingerprint=("b" if kind == "mismatch" else "a") * 64,
-        size=LARGE if kind == "large" else 1000,
+        size=LARGE if kind == "large" else 1000, window=WINDOW if kind == "windowed" else None,
     )  # fmt: skip
 
 
@@ -186,8 +188,8 @@ class Machine(RuleBasedStateMachine):
     def accept_many(self, chosen: list[int]) -> None:
         self.accept_these(chosen)
 
-    def accept_these(self, chosen: list[int]) -> None:
-        emails = [make_email(number) for number in chosen]
+    def accept_these(self, chosen: list[int], kind: str = "plain") -> None:
+        emails = [make_email(number, kind) for number in chosen]
         answers = outbox.accept_many(self.world.engine, emails, self.world.config)
         assert [answer.status for answer in answers] == [self.expect_accepted(email) for email in emails]
 
@@ -667,8 +669,8 @@ class Machine(RuleBasedStateMachine):
         }
         if self.tally["received"] > len(self.emails):
             return  # some were purged, and the invariant has counted those
-        counts = Counter(row.status for row in self.emails.values())
-        assert {name: getattr(stats, name) for name in Status} == {name: counts[name] for name in Status}
+        counts = Counter(State.of(row.status, row.duplicate_of) for row in self.emails.values())
+        assert {name: getattr(stats, name) for name in State} == {name: counts[name] for name in State}
         attempts = self.world.rows(select(func.count(Attempt.id)))[0][0]
         unresolved = self.world.rows(select(func.count(DeadLetter.id)).where(DeadLetter.resolved_at.is_(None)))[0][0]
         assert (stats.failed_attempts, stats.dead_letters) == (attempts, unresolved)
@@ -690,9 +692,9 @@ def world(make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -
     made.close()
 
 
-def explore(world: World, *, examples: int, steps: int, **options: Any) -> None:
+def explore(world: World, *, examples: int, steps: int, machine: type[Machine] = Machine, **options: Any) -> None:
     run_state_machine_as_test(
-        lambda: Machine(world),
+        lambda: machine(world),
         settings=settings(
             max_examples=examples, stateful_step_count=steps, deadline=None, database=None, print_blob=False,
             report_multiple_bugs=False, suppress_health_check=list(HealthCheck), **options,
