@@ -35,15 +35,21 @@ class WindowMachine(Machine):
         self.accept_these(new[:count], "windowed")
 
     @precondition(lambda self: len(self.emails) < len(IDS))
-    @rule(number=numbers, fault=faults)
-    def accept_one_more(self, number: int, fault: str) -> None:
+    @rule(number=numbers, withdrawn=st.booleans(), fault=faults)
+    def accept_one_more(self, number: int, withdrawn: bool, fault: str) -> None:
+        if withdrawn and (waiting := [row for row in self.with_status("pending") if row.id in self.holders()]):
+            self.cancel(IDS.index(waiting[0].email_id))
+            self.look()
         self.is_open = self.read_is_open()
         self.accept(number=number, kind="windowed", on_uncertain="hold", priority="normal", fault=fault)
 
     def read_is_open(self) -> bool:
-        open_now = [row for row in self.world.rows(select(Window)) if row.ends_at > utcnow()]
-        holders = [row for row in self.emails.values() if row.id in {one.email for one in open_now}]
-        return any(not self.has_ended_unsent(row) for row in holders)
+        holders = self.holders()
+        return any(row.id in holders and not self.has_ended_unsent(row) for row in self.emails.values())
+
+    def holders(self) -> set[int]:
+        """The rows that windows of this moment belong to."""
+        return {window.email for window in self.world.rows(select(Window)) if window.ends_at > utcnow()}
 
     def has_ended_unsent(self, row: Any) -> bool:
         if row.status == Status.FAILED and row.final_at is None:
