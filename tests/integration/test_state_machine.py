@@ -9,6 +9,7 @@ version draws new ones::
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections import Counter
@@ -21,7 +22,6 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
@@ -61,6 +61,7 @@ from tests.machine import (
     ScriptedEngine,
     World,
 )
+from tests.reporters import Reporters
 
 LONG = int(os.environ.get("STATE_MACHINE_EXAMPLES", "0"))
 IDS = [f"m-{n}" for n in range(6)]
@@ -98,7 +99,7 @@ def make_email(number: int, kind: str = "plain", on_uncertain: str = "hold", pri
     )  # fmt: skip
 
 
-class Machine(RuleBasedStateMachine):
+class Machine(Reporters):
     """Rules draw numbers, and take them modulo what there is to choose from, so an example does not hang on row ids."""
 
     def __init__(self, world: World) -> None:
@@ -596,6 +597,7 @@ class Machine(RuleBasedStateMachine):
         self.marked = self.read_marked()
         assert self.emails.keys() == self.fingerprints.keys()
         assert reports.violations(self.world.engine, self.world.config) == []
+        self.none_is_overlooked()
 
     def check(self, row: Any, taken: int) -> None:
         may = 1 + self.replays[row.message_id]
@@ -674,6 +676,7 @@ class Machine(RuleBasedStateMachine):
         attempts = self.world.rows(select(func.count(Attempt.id)))[0][0]
         unresolved = self.world.rows(select(func.count(DeadLetter.id)).where(DeadLetter.resolved_at.is_(None)))[0][0]
         assert (stats.failed_attempts, stats.dead_letters) == (attempts, unresolved)
+        self.reports_are_counted()
 
 
 def pick(choices: list[Any], number: int) -> Any:
@@ -684,7 +687,7 @@ def pick(choices: list[Any], number: int) -> Any:
 def world(make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     config = make_config(
         batch_size=3, max_retry_attempts=1, retry_delay_seconds=1000, outage_limit_seconds=7200,
-        body_retention_seconds=3600, email_retention_days=1,
+        body_retention_seconds=3600, email_retention_days=1, report_secrets="mine:0123456789abcdef",
     )  # fmt: skip
     made = World(config)
     made.take_the_clocks(monkeypatch)
@@ -705,7 +708,8 @@ def explore(world: World, *, examples: int, steps: int, machine: type[Machine] =
 EXPLORED = {
     "lost", "rolled back", "reply lost", "crash after the dot", "swept uncertain", "swept untouched",
     "logged stale_outcome", "uncertain replayed", "began in an outage", "began large", "cancelled", "duplicate",
-    "recovered", "moved by an action", "action stopped", "sent now",
+    "recovered", "moved by an action", "action stopped", "sent now", "settled", "reported while sending",
+    "logged settled",
 }  # fmt: skip
 
 
@@ -813,6 +817,7 @@ def test_it_fails_when_a_rule_is_removed(
     world: World, monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
     broken(monkeypatch)
+    world.config = dataclasses.replace(world.config, report_secrets=())  # the more actors, the longer it takes
     monkeypatch.setattr(Machine, "nobody_idle_holds_a_row", lambda machine: None)  # it does; what comes of it counts
     with pytest.raises(AssertionError, match=r"was taken \d times|the server has|not failed|add up to"):
         explore(world, examples=1000, steps=BROKEN[broken], phases=[Phase.generate], derandomize=True)
