@@ -11,7 +11,6 @@ from emailsvc.clock import isoformat
 from emailsvc.db.counts import HOUR, hour_of, read_hours
 from emailsvc.db.snapshots import snapshot
 from emailsvc.db.sqltime import db_now
-from emailsvc.errors import InvalidPayload
 from emailsvc.reports.answers import Hour, Hours
 
 DEFAULT_HOURS = 24
@@ -20,15 +19,13 @@ MAX_DAYS = 31
 
 
 def hours(engine: Engine, since: datetime | None = None) -> Hours:
-    """From the hour of ``since`` to the open one, which is counted up to now, by the database's clock.
-
-    Raises InvalidPayload when that is too long ago.
+    """From the hour of ``since``, and ``MAX_DAYS`` ago at the earliest, to the open one, which is counted up to now, by
+    the database's clock.
     """
     with snapshot(engine) as connection:
         last = hour_of(connection.execute(select(db_now())).scalar_one())
         first = last - (DEFAULT_HOURS - 1) * HOUR if since is None else hour_of(since)
-        if first < last - timedelta(days=MAX_DAYS):
-            raise InvalidPayload("invalid_field", f"since must be within the last {MAX_DAYS} days.", "since")
+        first = max(first, last - timedelta(days=MAX_DAYS))
         tallies = read_hours(connection, first)
     each = [first + number * HOUR for number in range((last - first) // HOUR + 1)]
     return Hours([_answer(hour, tallies.get(hour, {})) for hour in each])
