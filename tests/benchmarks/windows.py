@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from emailsvc import outbox, reports
 from emailsvc.app import create_app
@@ -68,6 +68,15 @@ def compete(engine: Engine, config: Config, rounds: int) -> None:
     assert reports.violations(engine, config) == []
     seen = ", ".join(f"{count:,} {what}" for what, count in sorted(storm.seen.items()))
     print(f"  {rounds} rounds of {CLIENTS} clients in {time.monotonic() - began:.0f} s: {seen}")
+    if not config.is_sqlite:
+        assert _deadlocks(engine) == 0, "PostgreSQL broke a deadlock"
+
+
+def _deadlocks(engine: Engine) -> int:
+    engine.dispose()  # a session tells the statistics at its end
+    with engine.connect() as connection:
+        count = connection.execute(text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"))
+        return int(count.scalar_one())
 
 
 def alert_storm(engine: Engine, enforce: Config, observe: Config) -> None:
